@@ -1,0 +1,52 @@
+"""The command line: parses, calls, prints. Each command lives beside what it runs.
+
+A command's module defines ``configure(parser)`` and ``run(args) -> int`` (the exit code). It is imported only when the
+command is used, so that ``carzero --help`` is instant and a missing extra harms no other command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from carzero.errors import UserError
+
+#: command -> (module, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "info": ("carzero.diagnostics", "show what this installation can do; --check runs the correctness gate"),
+    "bench": ("carzero.bench", "compare the op's backends on this machine"),
+    "demo": ("carzero.demo.command", "draw radiographs, train a small model, classify, write a page"),
+    "train": ("carzero.train.command", "train on image-report pairs listed in a manifest"),
+    "classify": ("carzero.zeroshot.command", "score radiographs against prompts"),
+    "explain": ("carzero.zeroshot.explain_command", "draw where the model looked for a finding"),
+    "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (2: wrong input, with one sentence on stderr)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="carzero", description="Zero-shot chest radiograph classification.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    chosen = next((a for a in argv if not a.startswith("-")), None)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name == chosen:
+            importlib.import_module(module).configure(sub)
+    args = parser.parse_args(argv)
+    if args.version:
+        from carzero import __version__
+
+        print(f"carzero {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except UserError as error:
+        print(f"carzero {args.command}: {error}", file=sys.stderr)
+        return 2
