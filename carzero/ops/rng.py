@@ -64,7 +64,14 @@ def seed_key(seed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lanes(
-    seed: Tensor, site: Site, layer: int, direction: int, head: int | Tensor, memory: Tensor, query: Tensor, columns: int
+    seed: Tensor,
+    site: Site,
+    layer: int,
+    direction: int,
+    head: int | Tensor,
+    memory: Tensor,
+    query: Tensor,
+    columns: int,
 ) -> Tensor:
     """The 16-bit lanes of columns 0 .. columns-1 of each (memory, query) pair.
 
@@ -81,8 +88,8 @@ def lanes(
     word0 = torch.as_tensor(head, device=device) * (1 << 17) + (int(site) | layer << 8 | direction << 16)
     c3 = torch.arange(blocks, device=device)
     word0, memory, query = (x.unsqueeze(-1) for x in torch.broadcast_tensors(word0, memory & _MASK, query & _MASK))
-    words = philox_4x32((word0, memory, query, c3), seed_key(seed.to(device)))
-    words = torch.stack(torch.broadcast_tensors(*words), dim=-1)
+    drawn = philox_4x32((word0, memory, query, c3), seed_key(seed.to(device)))
+    words = torch.stack(torch.broadcast_tensors(*drawn), dim=-1)
     both = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
     return both.flatten(-3)[..., :columns]
 

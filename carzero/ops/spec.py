@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -88,7 +89,7 @@ class DecoderSpec:
     def head_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the head's parameters: weight, bias of each linear map in turn."""
         widths = self.head_widths()
-        return tuple(s for i, o in zip(widths[:-1], widths[1:]) for s in ((o, i), (o,)))
+        return tuple(s for i, o in pairwise(widths) for s in ((o, i), (o,)))
 
     def parameter_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of all parameters in the op's order: norm weight, norm bias, layer by layer, head."""
@@ -180,15 +181,17 @@ def parameter_names(spec: DecoderSpec) -> list[str]:
     return names
 
 
-def spec_from_shapes(shapes: Mapping[str, Sequence[int]] | Sequence[Sequence[int]], heads: int, eps: float) -> DecoderSpec:
-    """The spec that parameters of these shapes (in the op's order) belong to; `heads` and `eps` leave no trace in them."""
+def spec_from_shapes(
+    shapes: Mapping[str, Sequence[int]] | Sequence[Sequence[int]], heads: int, eps: float
+) -> DecoderSpec:
+    """The spec that parameters of these shapes, in the op's order, belong to; heads and eps leave no trace there."""
     sizes = [tuple(s) for s in (shapes.values() if isinstance(shapes, Mapping) else shapes)]
     width = sizes[0][0]
     n = len(LAYER_PARAMETERS)
     # the head is two tensors (linear) or eight (MLP): only one of them leaves whole layers
     head_count = next(c for c in (2, 8) if (len(sizes) - 2 - c) % n == 0 and sizes[-c][1] == width)
     layers = (len(sizes) - 2 - head_count) // n
-    fields: dict = dict(width=width, layers=layers, heads=heads, ffn=sizes[2 + 4][0], eps=eps)
+    fields: dict = {"width": width, "layers": layers, "heads": heads, "ffn": sizes[2 + 4][0], "eps": eps}
     if head_count == 2:
         return DecoderSpec(**fields, head="linear")
     return DecoderSpec(**fields, head="mlp", head_hidden=tuple(s[0] for s in sizes[-8:-2:2]))  # type: ignore[arg-type]

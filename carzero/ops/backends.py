@@ -1,0 +1,165 @@
+"""Which backend runs a call, and why. Every choice is a pair (value, reason)."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+#: In order of preference where nothing else decides; `reference` is never chosen by itself.
+BACKENDS = ("cuda", "triton", "cpp", "torch", "reference")
+RECOMPUTE = ("auto", "full", "layer")
+
+#: Replaces "auto" by another backend in every call of the process.
+ENVIRONMENT = "CARZERO_BACKEND"
+
+_NATIVE_OPS = ("pair_forward", "pair_backward", "pair_attention", "pack_weights")
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# A tape is worth at most this share of the memory that is free.
+_TAPE_SHARE = 0.1
+
+
+def available(backend: str, device: torch.device | str = "cpu") -> tuple[bool, str]:
+    """Whether a backend can run on a device at all, and why (not)."""
+    device = torch.device(device)
+    check_name("available", "backend", backend, BACKENDS)
+    if backend in ("reference", "torch"):
+        return True, "plain torch"
+    if backend in ("triton", "cuda"):
+        return False, "not built in this version"
+    if device.type != "cpu":
+        return False, f"runs on CPU tensors, not on {device.type}"
+    return _native()
+
+
+@dataclass(frozen=True)
+class _Need:
+    device: torch.device
+    dtype: torch.dtype
+    width: int
+    heads: int
+    tape: bool
+    projected_backward: bool
+
+
+def choose(
+    backend: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int,
+    heads: int,
+    tape: bool = False,
+    projected_backward: bool = False,
+) -> tuple[str, str]:
+    """The backend for a call, and why.
+
+    Args:
+        backend: a name, or ``"auto"``: the environment variable CARZERO_BACKEND, else the fastest that can.
+        dtype: of memory and queries.
+        width, heads: D and H.
+        tape: a forward that writes each layer's output, or a backward that reads it.
+        projected_backward: gradients through keys and values that were projected before.
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: a backend was asked for, by argument or environment, and cannot run this call.
+    """
+    need = _Need(device, dtype, width, heads, tape, projected_backward)
+    check_name("carzero.ops", "backend", backend, ("auto", *BACKENDS))
+    asked = backend
+    if backend == "auto":
+        asked = os.environ.get(ENVIRONMENT, "").strip() or "auto"
+        check_name("carzero.ops", f"the environment variable {ENVIRONMENT}", asked, ("auto", *BACKENDS))
+    if asked == "auto":
+        return _fastest(need)
+    able, why = _able(asked, need)
+    if able:
+        return asked, "asked for" if backend != "auto" else f"{ENVIRONMENT}={asked}"
+    source = f"backend={asked!r}" if backend != "auto" else f"{ENVIRONMENT}={asked}"
+    raise RuntimeError(
+        f"carzero.ops: {source} was asked for and cannot run this call: {why}. "
+        f"Use backend={_fastest(need)[0]!r}, or 'auto', which chooses it."
+    )
+
+
+def choose_recompute(recompute: str, *, backend: str, device: torch.device, tape_bytes: int) -> tuple[str, str]:
+    """How much the backward runs again, and why: ``"full"``, or ``"layer"`` with a tape of each layer's output."""
+    if recompute != "auto":
+        return recompute, "asked for"
+    if backend != "torch":
+        return "full", f"{backend} writes no tape"
+    free = free_bytes(device)
+    if free is None:
+        return "full", "free memory is not known"
+    sizes = f"a tape of {tape_bytes / 2**20:.0f} MiB beside {free / 2**20:.0f} MiB free"
+    if tape_bytes <= _TAPE_SHARE * free:
+        return "layer", sizes
+    return "full", f"{sizes}, above {_TAPE_SHARE:.0%}"
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that could be allocated on a device now, or None where it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.exists():
+        return None
+    for line in table.read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def check_name(function: str, argument: str, name: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError with the known names and the nearest."""
+    if name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    raise ValueError(
+        f"{function}: {argument} must be one of {', '.join(known)}, got {name!r}; the nearest is {near[0]!r}."
+    )
+
+
+def _fastest(need: _Need) -> tuple[str, str]:
+    reasons: list[str] = []
+    for name in BACKENDS:
+        able, why = _able(name, need)
+        if able:
+            return name, "; ".join([f"{name}: {why}", *reasons])
+        reasons.append(f"not {name}: {why}")
+    raise AssertionError("reference and torch run everything")
+
+
+def _able(name: str, need: _Need) -> tuple[bool, str]:
+    able, why = available(name, need.device)
+    if not able or name in ("torch", "reference"):
+        return able, why
+    if need.dtype not in _NATIVE_DTYPES:
+        return False, f"supports float32, bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
+    if (need.width // need.heads) % 16:
+        return False, f"supports head widths that are multiples of 16, not {need.width // need.heads}"
+    if need.tape:
+        return False, "supports recompute='full' only"
+    if need.projected_backward:
+        return False, "has no backward through a projected memory"
+    return True, why
+
+
+@functools.cache
+def _native() -> tuple[bool, str]:
+    try:
+        importlib.import_module("carzero._C")
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "carzero._C":
+            return False, "the native extension is not built: install g++ and run `pip install -e .` again"
+        return False, f"the native extension does not load ({error}); build it again against this torch"
+    missing = [op for op in _NATIVE_OPS if not hasattr(torch.ops.carzero_native, op)]
+    if missing:
+        return False, f"the native extension lacks {', '.join(missing)}: it is older than this source; build it again"
+    return True, "native extension loaded"

@@ -1,0 +1,89 @@
+"""What every backend is given: the decoder's tensors by name, and the options of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .spec import LAYER_PARAMETERS, DecoderWeights
+
+
+class Layer(NamedTuple):
+    """One decoder layer's tensors; shapes as in `LAYER_PARAMETERS`."""
+
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor
+    out_proj_weight: Tensor
+    out_proj_bias: Tensor
+    linear1_weight: Tensor
+    linear1_bias: Tensor
+    linear2_weight: Tensor
+    linear2_bias: Tensor
+    norm2_weight: Tensor
+    norm2_bias: Tensor
+    norm3_weight: Tensor
+    norm3_bias: Tensor
+
+
+class Params(NamedTuple):
+    """All tensors of a decoder; `head` is empty where only the representation is asked for."""
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    layers: tuple[Layer, ...]
+    head: tuple[Tensor, ...]
+    heads: int
+    eps: float
+
+    @classmethod
+    def of(cls, weights: DecoderWeights) -> Params:
+        """The tensors of public weights."""
+        layers = tuple(Layer(*layer) for layer in weights.layers)
+        spec = weights.spec
+        return cls(weights.norm_weight, weights.norm_bias, layers, weights.head, spec.heads, spec.eps)
+
+    @classmethod
+    def from_flat(cls, tensors: Sequence[Tensor], layers: int, heads: int, eps: float) -> Params:
+        """Inverse of `flat`, for a decoder of so many layers."""
+        n = len(LAYER_PARAMETERS)
+        body = 2 + n * layers
+        groups = tuple(Layer(*tensors[2 + n * l : 2 + n * (l + 1)]) for l in range(layers))
+        return cls(tensors[0], tensors[1], groups, tuple(tensors[body:]), heads, eps)
+
+    def flat(self) -> list[Tensor]:
+        """All tensors in the op's order: norm, layer by layer, head."""
+        return [self.norm_weight, self.norm_bias, *(t for layer in self.layers for t in layer), *self.head]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one call; tensors are on the memory's device.
+
+    Args:
+        row_count: int32 ``[M, P]`` or None.
+        pairs: int64 ``[N, 2]`` (memory, query) or None for all pairs.
+        seed: int64 of one element; needed where `dropout_p` is above 0.
+        projected: the memory is ``[M, P, L, 2, D]`` keys and values.
+        simr: stop at the representation ``LN0(t)``.
+        tile_pairs: 0 for automatic.
+    """
+
+    row_count: Tensor | None = None
+    pairs: Tensor | None = None
+    dropout_p: float = 0.0
+    seed: Tensor | None = None
+    direction: int = 0
+    memory_offset: int = 0
+    query_offset: int = 0
+    projected: bool = False
+    simr: bool = False
+    tile_pairs: int = 0
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of the residual stream, statistics and accumulations: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

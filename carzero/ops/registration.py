@@ -1,0 +1,278 @@
+"""The ops as torch knows them: schemas, implementations, fakes, derivatives, autocast.
+
+One schema for forward and one for backward of `pair_logits` and of `pair_simr`; the backend is chosen inside the
+implementation, on real tensors. `torch.ops.carzero.*` are differentiable, exportable and safe under torch.compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import native, reference, tiled, tiled_backward
+from .backends import choose
+from .call import Options, Params, wide_dtype
+from .spec import LAYER_PARAMETERS
+
+_library = torch.library.Library("carzero", "DEF")
+
+_INPUTS = (
+    "Tensor memory, Tensor queries, Tensor? row_count, Tensor? pairs, Tensor norm_weight, Tensor norm_bias, "
+    "Tensor[] layers, Tensor[] head, Tensor? packed, int heads, float eps, float dropout_p, Tensor? seed, "
+    "int direction, SymInt memory_offset, SymInt query_offset, bool projected, bool float32_out, str backend, "
+    "str recompute, SymInt tile_pairs"
+)
+_ATTENTION_INPUTS = (
+    "Tensor memory, Tensor queries, Tensor? row_count, Tensor? pairs, Tensor norm_weight, Tensor norm_bias, "
+    "Tensor[] layers, Tensor? packed, int heads, float eps, bool projected, SymInt original_rows, str backend, "
+    "SymInt tile_pairs"
+)
+_PROJECT_INPUTS = "Tensor memory, Tensor? row_count, Tensor norm_weight, Tensor norm_bias, Tensor[] layers, float eps"
+
+# names of the arguments above, in order
+_NAMES = tuple(part.split()[-1] for part in _INPUTS.split(", "))
+
+
+def _params(norm_weight: Tensor, norm_bias: Tensor, layers: list[Tensor], head: list[Tensor], heads: int, eps: float):
+    return Params.from_flat(
+        [norm_weight, norm_bias, *layers, *head], len(layers) // len(LAYER_PARAMETERS), heads, eps
+    )  # fmt: skip
+
+
+def _call(simr: bool, values: tuple) -> tuple[Params, Options, dict]:
+    """The arguments of an op as the backends take them, and the rest by name."""
+    a = dict(zip(_NAMES, values))
+    params = _params(a["norm_weight"], a["norm_bias"], a["layers"], a["head"], a["heads"], a["eps"])
+    options = Options(
+        row_count=a["row_count"], pairs=a["pairs"], dropout_p=a["dropout_p"], seed=a["seed"],
+        direction=a["direction"], memory_offset=a["memory_offset"], query_offset=a["query_offset"],
+        projected=a["projected"], simr=simr, tile_pairs=a["tile_pairs"],
+    )  # fmt: skip
+    return params, options, a
+
+
+def _backend(a: dict, *, backward: bool = False) -> str:
+    queries: Tensor = a["queries"]
+    return choose(
+        a["backend"], device=queries.device, dtype=queries.dtype, width=queries.shape[1], heads=a["heads"],
+        tape=a.get("recompute") == "layer", projected_backward=backward and a["projected"],
+    )[0]  # fmt: skip
+
+
+def _out_shape(simr: bool, a: dict) -> tuple[int, ...]:
+    memory, queries, pairs = a["memory"], a["queries"], a["pairs"]
+    grid = (memory.shape[0], queries.shape[0]) if pairs is None else (pairs.shape[0],)
+    return (*grid, queries.shape[1]) if simr else grid
+
+
+def _out_dtype(a: dict) -> torch.dtype:
+    return wide_dtype(a["queries"].dtype) if a["float32_out"] else a["queries"].dtype
+
+
+def _new_tape(a: dict) -> Tensor:
+    memory, queries, pairs = a["memory"], a["queries"], a["pairs"]
+    if a["recompute"] != "layer":
+        return queries.new_empty((0,), dtype=wide_dtype(queries.dtype))
+    total = memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0]
+    layers = len(a["layers"]) // len(LAYER_PARAMETERS)
+    return queries.new_empty((layers, total, queries.shape[1]), dtype=wide_dtype(queries.dtype))
+
+
+def _forward(simr: bool, *values) -> tuple[Tensor, Tensor]:
+    params, options, a = _call(simr, values)
+    memory, queries = a["memory"], a["queries"]
+    backend = _backend(a)
+    tape = _new_tape(a)
+    with torch.autocast(queries.device.type, enabled=False):
+        if backend == "reference":
+            # a reference run keeps nothing: its tape stays what the schema promises, and is never read
+            tape.zero_()
+            function = reference.pair_simr if simr else reference.pair_logits
+            out = function(memory, queries, params, options)
+        elif backend == "torch":
+            out = tiled.pair_forward(memory, queries, params, options, tape if tape.numel() else None)
+        else:
+            out = native.pair_forward(memory, queries, params, options, a["packed"])
+    return out.reshape(_out_shape(simr, a)).to(_out_dtype(a)).contiguous(), tape
+
+
+def _backward(simr: bool, grad: Tensor, tape: Tensor, *values) -> list[Tensor]:
+    params, options, a = _call(simr, values)
+    memory, queries = a["memory"], a["queries"]
+    backend = _backend(a, backward=True)
+    with torch.autocast(queries.device.type, enabled=False):
+        if backend == "reference":
+            out = _reference_backward(simr, grad, memory, queries, params, options)
+        elif backend == "torch":
+            flat = grad.reshape(-1, grad.shape[-1]) if simr else grad.reshape(-1)
+            out = tiled_backward.pair_backward(flat, memory, queries, params, options, tape if tape.numel() else None)
+        else:
+            out = native.pair_backward(grad, memory, queries, params, options, a["packed"])
+    return [g.contiguous() for g in out]
+
+
+def _reference_backward(
+    simr: bool, grad: Tensor, memory: Tensor, queries: Tensor, params: Params, options: Options
+) -> list[Tensor]:
+    function = reference.pair_simr if simr else reference.pair_logits
+    layers = len(params.layers)
+
+    def run(memory: Tensor, queries: Tensor, *tensors: Tensor) -> Tensor:
+        return function(memory, queries, Params.from_flat(tensors, layers, params.heads, params.eps), options)
+
+    # torch.func works where autograd's own recording is off, as it is inside an op
+    out, pull, *_ = torch.func.vjp(run, memory, queries, *params.flat())
+    return list(pull(grad.to(out.dtype)))
+
+
+def _forward_fake(simr: bool, *values) -> tuple[Tensor, Tensor]:
+    a = dict(zip(_NAMES, values))
+    return a["queries"].new_empty(_out_shape(simr, a), dtype=_out_dtype(a)), _new_tape(a)
+
+
+def _backward_fake(simr: bool, grad: Tensor, tape: Tensor, *values) -> list[Tensor]:
+    a = dict(zip(_NAMES, values))
+    inputs = [a["memory"], a["queries"], a["norm_weight"], a["norm_bias"], *a["layers"], *a["head"]]
+    return [t.new_empty(t.shape) for t in inputs]
+
+
+def _register_pair(name: str, simr: bool) -> None:
+    _library.define(f"{name}({_INPUTS}) -> (Tensor, Tensor)")
+    _library.define(f"{name}_backward(Tensor grad, Tensor tape, {_INPUTS}) -> Tensor[]")
+    _library.impl(name, lambda *v: _forward(simr, *v), "CompositeExplicitAutograd")
+    _library.impl(f"{name}_backward", lambda *v: _backward(simr, *v), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"carzero::{name}", lambda *v: _forward_fake(simr, *v), lib=_library)
+    torch.library.register_fake(f"carzero::{name}_backward", lambda *v: _backward_fake(simr, *v), lib=_library)
+
+    def setup_context(ctx, inputs, output) -> None:
+        a = dict(zip(_NAMES, inputs))
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.layers, ctx.head = len(a["layers"]), len(a["head"])
+        ctx.save_for_backward(
+            output[1], a["memory"], a["queries"], a["row_count"], a["pairs"], a["norm_weight"], a["norm_bias"],
+            *a["layers"], *a["head"], a["packed"], a["seed"],
+        )  # fmt: skip
+        ctx.rest = {n: v for n, v in a.items() if not isinstance(v, Tensor | list) and n not in _OPTIONAL}
+
+    def backward(ctx, grad, _):
+        if grad is None:
+            return tuple(
+                [None] * ctx.layers if n == "layers" else [None] * ctx.head if n == "head" else None for n in _NAMES
+            )
+        tape, memory, queries, row_count, pairs, norm_weight, norm_bias, *more = ctx.saved_tensors
+        layers, head, (packed, seed) = more[: ctx.layers], more[ctx.layers : -2], more[-2:]
+        a = {
+            "memory": memory, "queries": queries, "row_count": row_count, "pairs": pairs, "norm_weight": norm_weight,
+            "norm_bias": norm_bias, "layers": layers, "head": head, "packed": packed, "seed": seed, **ctx.rest,
+        }  # fmt: skip
+        op = getattr(torch.ops.carzero, f"{name}_backward")
+        d_memory, d_queries, d_weight, d_bias, *rest = op(grad, tape, *(a[n] for n in _NAMES))
+        gradients = {
+            "memory": d_memory, "queries": d_queries, "norm_weight": d_weight, "norm_bias": d_bias,
+            "layers": rest[: ctx.layers], "head": rest[ctx.layers :],
+        }  # fmt: skip
+        return tuple(gradients.get(n) for n in _NAMES)
+
+    def no_second(ctx, *grads):
+        raise NotImplementedError(
+            f"{name}: its gradient cannot be differentiated again. For second derivatives call "
+            f"carzero.ops.reference.{name}, which is plain torch."
+        )
+
+    torch.library.register_autograd(f"carzero::{name}", backward, setup_context=setup_context, lib=_library)
+    torch.library.register_autograd(f"carzero::{name}_backward", no_second, lib=_library)
+    _register_autocast(name, getattr(torch.ops.carzero, name).default, _NAMES.index("float32_out"))
+
+
+_OPTIONAL = ("row_count", "pairs", "packed", "seed", "layers", "head")
+
+
+def _register_autocast(name: str, op: Callable, float32_out: int | None) -> None:
+    """Under autocast memory and queries are cast, weights stay, and results are float32."""
+    for device in ("cpu", "cuda"):
+        key = f"Autocast{device.upper()}"
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def cast(*values, device=device, keys=keys):
+            dtype = torch.get_autocast_dtype(device)
+            a = list(values)
+            for index in (0, 1):
+                a[index] = autocast(a[index], dtype)
+            if float32_out is not None:
+                a[float32_out] = True
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return op(*a)
+
+        _library.impl(name, cast, key)
+
+
+def autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As torch's own autocast: floating tensors but float64 ones."""
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
+
+
+def _attention(
+    memory, queries, row_count, pairs, norm_weight, norm_bias, layers, packed, heads, eps, projected, original_rows,
+    backend, tile_pairs,
+) -> Tensor:  # fmt: skip
+    params = _params(norm_weight, norm_bias, layers, [], heads, eps)
+    options = Options(row_count=row_count, pairs=pairs, projected=projected, simr=True, tile_pairs=tile_pairs)
+    chosen = _backend({"queries": queries, "heads": heads, "backend": backend})
+    with torch.autocast(queries.device.type, enabled=False):
+        if chosen == "reference":
+            return reference.pair_attention(memory, queries, params, options, original_rows)
+        if chosen == "torch":
+            out = tiled.pair_attention(memory, queries, params, options, original_rows)
+            return out.view(_attention_shape(memory, queries, pairs, layers, original_rows))
+        return native.pair_attention(memory, queries, params, options, packed, original_rows)
+
+
+def _attention_shape(memory, queries, pairs, layers, original_rows) -> tuple[int, ...]:
+    grid = (memory.shape[0], queries.shape[0]) if pairs is None else (pairs.shape[0],)
+    return (len(layers) // len(LAYER_PARAMETERS), *grid, original_rows)
+
+
+def _attention_fake(
+    memory, queries, row_count, pairs, norm_weight, norm_bias, layers, packed, heads, eps, projected, original_rows,
+    backend, tile_pairs,
+) -> Tensor:  # fmt: skip
+    shape = _attention_shape(memory, queries, pairs, layers, original_rows)
+    return queries.new_empty(shape, dtype=wide_dtype(queries.dtype))
+
+
+def _project(memory, row_count, norm_weight, norm_bias, layers, eps) -> Tensor:
+    with torch.autocast(memory.device.type, enabled=False):
+        return tiled.project_memory(memory, _params(norm_weight, norm_bias, layers, [], 1, eps), row_count)
+
+
+def _project_fake(memory, row_count, norm_weight, norm_bias, layers, eps) -> Tensor:
+    m, p, d = memory.shape
+    return memory.new_empty((m, p, len(layers) // len(LAYER_PARAMETERS), 2, d))
+
+
+def _pack(params: list[Tensor], heads: int, compute: torch.dtype) -> Tensor:
+    return native.pack_weights(params, heads, compute)
+
+
+def _pack_fake(params: list[Tensor], heads: int, compute: torch.dtype) -> Tensor:
+    return params[0].new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.uint8)
+
+
+def _register_inference(name: str, schema: str, implementation: Callable, fake: Callable) -> None:
+    _library.define(schema)
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"carzero::{name}", fake, lib=_library)
+
+
+_register_pair("pair_logits", simr=False)
+_register_pair("pair_simr", simr=True)
+_register_inference("pair_attention", f"pair_attention({_ATTENTION_INPUTS}) -> Tensor", _attention, _attention_fake)
+_register_inference("project_memory", f"project_memory({_PROJECT_INPUTS}) -> Tensor", _project, _project_fake)
+_register_inference(
+    "pack_weights", "pack_weights(Tensor[] params, int heads, ScalarType compute) -> Tensor", _pack, _pack_fake
+)
+_register_autocast("pair_attention", torch.ops.carzero.pair_attention.default, None)
+_register_autocast("project_memory", torch.ops.carzero.project_memory.default, None)
