@@ -1,0 +1,1 @@
+"""The CARZero model: encoders, decoder, checkpoints."""
