@@ -1,0 +1,1 @@
+"""Images, DICOM files, manifests and drawn radiographs."""

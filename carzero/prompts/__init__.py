@@ -1,0 +1,1 @@
+"""Prompts: which texts stand for a class."""

@@ -1,0 +1,1 @@
+"""Zero-shot use of a model: scores for prompts, and where it looked."""

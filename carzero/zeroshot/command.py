@@ -1,0 +1,183 @@
+"""``carzero classify``: a table of scores from images or folders and a list of findings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from carzero.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from carzero.prompts.sets import PromptSet
+    from carzero.zeroshot.classify import ZeroShotClassifier
+
+LOGITS = (
+    "Scores are logits, not probabilities: for one class a higher score means more likely, among images scored with "
+    "the same weights and prompts; classes do not compare. Not a medical device."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="PNG, JPEG or DICOM files, or folders")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='.json {"class": "prompt" or ["prompt", ...]}, .csv with the columns class and prompt, or .txt with a '
+        "prompt a line",
+    )
+    prompts.add_argument("--classes", metavar="A,B", help="findings, separated by commas; prompts follow --template")
+    parser.add_argument(
+        "--template", default="There is {finding}", help="wording for --classes (default: %(default)s)", metavar="TEXT"
+    )
+    parser.add_argument("--weights", required=True, help="model folder, hub id, or published .ckpt file")
+    parser.add_argument("--tokenizer", help="tokenizer folder or hub id; a published .ckpt needs one")
+    parser.add_argument("--out", required=True, metavar="FILE.csv", help="table to write: a row an image")
+    parser.add_argument(
+        "--pool", choices=("mean", "max"), default="mean", help="of a class's several prompts (default: mean)"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: by cores)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where present)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score and write; returns the exit code (1: an image could not be scored)."""
+    from carzero.data.decode import ImageError
+
+    out = Path(args.out)
+    _check_writable(out)
+    prompts = _prompts(args)
+    from carzero.data.files import list_images
+
+    images = list_images(args.images)
+    from carzero.models.checkpoint import load
+    from carzero.zeroshot.classify import ZeroShotClassifier
+
+    model = load(args.weights, tokenizer=args.tokenizer)
+    classifier = ZeroShotClassifier(
+        model,
+        prompts,
+        pool=args.pool,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=args.device,
+    )
+    try:
+        scores = _predict(classifier, images, args)
+        write_table(scores, out)
+    except ImageError as error:
+        print(
+            f"carzero classify: {error} Stopped at the first failure (--strict); nothing was written.", file=sys.stderr
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("carzero classify: interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    print(f"{out}: {len(scores)} images x {len(prompts)} classes. {LOGITS}")
+    return _report(classifier, out)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV file in one step: whatever happens, there is the old file, or none, or the whole new one."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            table.to_csv(file, index=False)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner reads
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)
+        os.replace(partial, path)
+    except BaseException as error:
+        Path(partial).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise UserError(f"The table {path} cannot be written: {error.strerror}.") from None
+        raise
+
+
+def _prompts(args: argparse.Namespace) -> PromptSet:
+    from carzero.prompts.sets import PromptSet, load_prompts
+
+    if args.prompts is not None:
+        return load_prompts(args.prompts)
+    return PromptSet.from_findings([name for name in args.classes.split(",") if name.strip()], args.template)
+
+
+def _predict(classifier: ZeroShotClassifier, images: list, args: argparse.Namespace) -> pd.DataFrame:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=len(images))
+
+        def progress(done: int, total: int) -> None:
+            if done == 0:
+                for name, (value, reason) in vars(classifier.choices).items():
+                    console.print(f"{name}: {str(value).removeprefix('torch.')} ({reason})", markup=False)
+            bar.update(task, completed=done, total=total)
+
+        return classifier.predict(images, strict=args.strict, progress=progress)
+
+
+def _report(classifier: ZeroShotClassifier, out: Path) -> int:
+    """Warnings and the table of failures on stderr, and beside the scores; returns the exit code."""
+    shown = classifier.warnings[:5]
+    for sentence in shown:
+        print(f"carzero classify: warning: {sentence}", file=sys.stderr)
+    if len(classifier.warnings) > len(shown):
+        print(f"carzero classify: {len(classifier.warnings) - len(shown)} more such warnings.", file=sys.stderr)
+    failures = _failures_path(out)
+    if classifier.failures.empty:
+        # of an earlier run into the same file
+        failures.unlink(missing_ok=True)
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    write_table(classifier.failures, failures)
+    table = Table("image", "reason", title=f"{len(classifier.failures)} images could not be scored")
+    for name, reason in list(classifier.failures.itertuples(index=False))[:50]:
+        table.add_row(Text(name, overflow="fold"), Text(reason))
+    Console(stderr=True).print(table)
+    print(f"carzero classify: all failures are listed in {failures}.", file=sys.stderr)
+    return 1
+
+
+def _failures_path(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.failures.csv")
+
+
+def _check_writable(out: Path) -> None:
+    """Raise before any work is done where the table could not be written in the end."""
+    if out.suffix.lower() != ".csv":
+        raise UserError(f"--out must end in .csv, got {out}.")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error.strerror}.") from None
+    if out.exists() and not os.access(out, os.W_OK):
+        raise UserError(f"--out {out} exists and may not be written.")
