@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -205,6 +204,27 @@ def test_lossless_compression_gives_the_same_image(tmp_path, syntax):
     assert np.array_equal(read(tmp_path, dataset), expected)
 
 
+@pytest.mark.parametrize("kind", ["JPEGBaseline8Bit", "JPEG2000Lossless"])
+def test_encoded_streams_inside_dicom_are_decoded(tmp_path, kind):
+    import cv2
+    from pydicom.encaps import encapsulate
+
+    # JPEG 2000 halves the image five times
+    smooth = cv2.GaussianBlur(np.tile(NOISE8, (3, 3)), (0, 0), 2)
+    if kind == "JPEGBaseline8Bit":
+        stream = cv2.imencode(".jpg", smooth)[1]
+        expected = cv2.imdecode(stream, cv2.IMREAD_GRAYSCALE).astype(int)
+    else:
+        openjpeg = pytest.importorskip(
+            "openjpeg.utils", reason="pylibjpeg-openjpeg, of the extra [dicom], is not installed"
+        )
+        stream, expected = np.frombuffer(openjpeg.encode_array(smooth, use_mct=False), np.uint8), smooth.astype(int)
+    dataset = make(smooth, syntax=getattr(pydicom.uid, kind))
+    dataset.PixelData = encapsulate([stream.tobytes()])
+    # another JPEG decoder's inverse transform may round otherwise
+    assert np.abs(read(tmp_path, dataset) - expected).max() <= (1 if kind == "JPEGBaseline8Bit" else 0)
+
+
 def _can_encode(syntax: str) -> bool:
     from pydicom.pixels import get_encoder
 
@@ -297,16 +317,9 @@ def test_without_pydicom_the_extra_is_named(tmp_path, monkeypatch):
         ImageProcessor()(path)
 
 
-def shared_dicom() -> Path:
-    folder = Path(os.environ.get("CARZERO_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")) / "dicom"
-    if not folder.is_dir():
-        pytest.skip(f"no real DICOM files in {folder}: set CARZERO_SHARED_DATA to the folder that holds dicom/")
-    return folder
-
-
 @pytest.mark.data
-def test_real_files_are_images_with_bright_bones():
-    folder = shared_dicom()
+def test_real_files_are_images_with_bright_bones(shared_data):
+    folder = shared_data / "dicom"
     processor = ImageProcessor()
     # the same leg in seven encodings; lossy ones differ by little
     leg = processor.read(folder / "compressed" / "RG3_RLE.dcm").astype(int)
@@ -331,8 +344,8 @@ def test_real_files_are_images_with_bright_bones():
 
 
 @pytest.mark.data
-def test_real_broken_files_get_a_sentence():
-    paths = sorted((shared_dicom() / "broken").glob("*.dcm"))
+def test_real_broken_files_get_a_sentence(shared_data):
+    paths = sorted((shared_data / "dicom" / "broken").glob("*.dcm"))
     assert paths
     for path in paths:
         with pytest.raises(UserError) as caught:
@@ -341,9 +354,9 @@ def test_real_broken_files_get_a_sentence():
 
 
 @pytest.mark.data
-def test_cut_real_files_never_crash(tmp_path):
+def test_cut_real_files_never_crash(tmp_path, shared_data):
     path = tmp_path / "cut.dcm"
-    for original in sorted(shared_dicom().glob("*/*.dcm")):
+    for original in sorted((shared_data / "dicom").glob("*/*.dcm")):
         data = original.read_bytes()
         for fraction in (0.05, 0.5, 0.98):
             path.write_bytes(data[: int(len(data) * fraction)])
