@@ -1,0 +1,75 @@
+"""The loss against a slow version that follows the text of the paper, value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from carzero.train.loss import contrastive_loss, info_nce, positive_pairs
+from carzero.train.schedule import learning_rate
+
+
+def slow_info_nce(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """Row by row and column by column: minus the mean log-probability of the positives."""
+    n = len(logits)
+    total = logits.new_zeros(())
+    for i in range(n):
+        row_sum = sum(torch.exp(logits[i, j]) for j in range(n))
+        own = [j for j in range(n) if positives[i, j]]
+        total = total - sum(torch.log(torch.exp(logits[i, j]) / row_sum) for j in own) / len(own)
+        column_sum = sum(torch.exp(logits[j, i]) for j in range(n))
+        own = [j for j in range(n) if positives[j, i]]
+        total = total - sum(torch.log(torch.exp(logits[j, i]) / column_sum) for j in own) / len(own)
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("multi", [False, True])
+def test_equals_the_written_out_version_with_gradients(batch: int, multi: bool) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    a = torch.randn(batch, batch, generator=generator, dtype=torch.float64).requires_grad_()
+    b = torch.randn(batch, batch, generator=generator, dtype=torch.float64).requires_grad_()
+    positives = torch.eye(batch, dtype=torch.bool)
+    if multi:
+        positives |= torch.rand(batch, batch, generator=generator) < 0.3
+    ours = contrastive_loss(a, b, positives if multi else None)
+    slow = slow_info_nce(a, positives) + slow_info_nce(b, positives)
+    torch.testing.assert_close(ours, slow, rtol=1e-12, atol=1e-12)
+    for got, want in zip(torch.autograd.grad(ours, (a, b)), torch.autograd.grad(slow, (a, b))):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_diagonal_positives_are_the_published_targets() -> None:
+    logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(info_nce(logits), info_nce(logits, torch.eye(6, dtype=torch.bool)))
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    logits = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    assert info_nce(logits).dtype == torch.float32
+    torch.testing.assert_close(info_nce(logits), info_nce(logits.float()), rtol=0, atol=0)
+
+
+def test_wrong_shapes_are_sentences() -> None:
+    with pytest.raises(ValueError, match=r"must be square.*\(2, 3\)"):
+        info_nce(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="hold the diagonal"):
+        info_nce(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
+
+
+def test_positive_pairs_follow_texts_and_reports() -> None:
+    said = [{"a"}, {"b"}, {"a"}, {"b", "a"}]
+    assert positive_pairs(said).int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    # image 0 reports b as well; image 2 does not; the last report leaves out what its own text says
+    known = [{"a", "b"}, {"b"}, {"a", "c"}, {"c"}]
+    assert positive_pairs(said, known).int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+
+
+def test_schedule_climbs_then_falls() -> None:
+    rates = [learning_rate(s, peak=2.0, steps=100, warmup=0.1, schedule="cosine") for s in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
+    assert rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert 0 < rates[99] < 0.01
+    assert learning_rate(99, peak=2.0, steps=100, warmup=0.1, schedule="constant") == 2.0
+    assert learning_rate(0, peak=2.0, steps=1, warmup=0.0, schedule="cosine") == 2.0
