@@ -84,6 +84,14 @@ class Options:
     tile_pairs: int = 0
 
 
+def autocast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a tensor of this dtype computes in: autocast's dtype where it is on; float64 stays, as in torch."""
+    kind = device.type
+    if dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return dtype
+    return torch.get_autocast_dtype(kind)
+
+
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type of the residual stream, statistics and accumulations: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import validation
+# `registration` defines torch.ops.carzero
+from . import registration, validation  # noqa: F401
 from .backends import choose, choose_recompute
+from .call import autocast_dtype
 from .masks import original_rows as count_original_rows
 from .packing import PackedWeights, ProjectedMemory
-from .registration import autocast
 from .spec import DecoderWeights
 
 
@@ -251,7 +252,7 @@ def _recompute(
         # the choice by free memory would be frozen into the graph
         return "full" if recompute == "auto" else recompute
     spec = weights.spec
-    dtype = compute_dtype(queries)
+    dtype = autocast_dtype(queries.dtype, queries.device)
     chosen, _ = choose(
         backend, device=queries.device, dtype=dtype, width=spec.width, heads=spec.heads, tape=recompute == "layer",
         projected_backward=projected,
@@ -259,14 +260,6 @@ def _recompute(
     total = memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0]
     size = spec.layers * total * spec.width * (8 if dtype == torch.float64 else 4)
     return choose_recompute(recompute, backend=chosen, device=queries.device, tape_bytes=size)[0]
-
-
-def compute_dtype(queries: Tensor) -> torch.dtype:
-    """The dtype in which a call with these queries computes: autocast's where it is on."""
-    device = queries.device.type
-    if torch.is_autocast_enabled(device):
-        return autocast(queries.new_empty(0), torch.get_autocast_dtype(device)).dtype
-    return queries.dtype
 
 
 def _unpack_memory(
@@ -285,6 +278,6 @@ def _unpack_weights(weights: DecoderWeights | PackedWeights) -> tuple[DecoderWei
 
 def _blob(packed: PackedWeights | None, queries: Tensor) -> Tensor | None:
     """The packed layout where it was made for this call's dtype."""
-    if packed is None or packed.dtype != compute_dtype(queries):
+    if packed is None or packed.dtype != autocast_dtype(queries.dtype, queries.device):
         return None
     return packed.blob

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import native, reference, tiled, tiled_backward
 from .backends import choose
-from .call import Options, Params, wide_dtype
+from .call import Options, Params, autocast_dtype, wide_dtype
 from .spec import LAYER_PARAMETERS
 
 _library = torch.library.Library("carzero", "DEF")
@@ -184,34 +184,28 @@ def _register_pair(name: str, simr: bool) -> None:
 
     torch.library.register_autograd(f"carzero::{name}", backward, setup_context=setup_context, lib=_library)
     torch.library.register_autograd(f"carzero::{name}_backward", no_second, lib=_library)
-    _register_autocast(name, getattr(torch.ops.carzero, name).default, _NAMES.index("float32_out"))
+    _register_autocast(name, 2, _NAMES.index("float32_out"))
 
 
 _OPTIONAL = ("row_count", "pairs", "packed", "seed", "layers", "head")
 
 
-def _register_autocast(name: str, op: Callable, float32_out: int | None) -> None:
-    """Under autocast memory and queries are cast, weights stay, and results are float32."""
-    for device in ("cpu", "cuda"):
-        key = f"Autocast{device.upper()}"
+def _register_autocast(name: str, inputs: int, float32_out: int | None = None) -> None:
+    """Under autocast the first `inputs` arguments are cast, weights stay, and results are float32."""
+    op = getattr(torch.ops.carzero, name).default
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        key = f"Autocast{device.type.upper()}"
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def cast(*values, device=device, keys=keys):
-            dtype = torch.get_autocast_dtype(device)
             a = list(values)
-            for index in (0, 1):
-                a[index] = autocast(a[index], dtype)
+            a[:inputs] = [t.to(autocast_dtype(t.dtype, device)) for t in a[:inputs]]
             if float32_out is not None:
                 a[float32_out] = True
             with torch._C._ExcludeDispatchKeyGuard(keys):
                 return op(*a)
 
         _library.impl(name, cast, key)
-
-
-def autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """As torch's own autocast: floating tensors but float64 ones."""
-    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
 
 
 def _attention(
@@ -274,5 +268,5 @@ _register_inference("project_memory", f"project_memory({_PROJECT_INPUTS}) -> Ten
 _register_inference(
     "pack_weights", "pack_weights(Tensor[] params, int heads, ScalarType compute) -> Tensor", _pack, _pack_fake
 )
-_register_autocast("pair_attention", torch.ops.carzero.pair_attention.default, None)
-_register_autocast("project_memory", torch.ops.carzero.project_memory.default, None)
+_register_autocast("pair_attention", 2)
+_register_autocast("project_memory", 1)

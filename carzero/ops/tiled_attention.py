@@ -182,9 +182,10 @@ def attention_backward(
     da = multiply(grad, part.values(l, heads).transpose(-1, -2)).to(weights.wide)
     if mask is not None:
         da.mul_(mask)
-    ds = da.sub_((a * da).sum(-1, keepdim=True)).mul_(a).mul_(weights.scale).to(gemm)
-    d_kv[:, :, l, 0] += weigh(ds.transpose(-1, -2), head_views(q, heads).expand_as(grad))
-    return weigh(ds, part.keys(l, heads)).to(weights.wide)
+    # the scale comes after the 16-bit operands: float16 has few small numbers to spare
+    ds = da.sub_((a * da).sum(-1, keepdim=True)).mul_(a).to(gemm)
+    d_kv[:, :, l, 0].add_(weigh(ds.transpose(-1, -2), head_views(q, heads).expand_as(grad)), alpha=weights.scale)
+    return weigh(ds, part.keys(l, heads)).to(weights.wide).mul_(weights.scale)
 
 
 def _attended_absorbed(

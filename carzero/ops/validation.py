@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS, RECOMPUTE, check_name
+from .call import autocast_dtype
 from .spec import DecoderSpec, DecoderWeights
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -25,14 +26,13 @@ def check_tensors(function: str, memory: Tensor, queries: Tensor, weights: Decod
             f"{function}: memory and queries must have the same width D, got memory.shape={tuple(memory.shape)} and "
             f"queries.shape={tuple(queries.shape)}."
         )
-    autocast = torch.is_autocast_enabled(queries.device.type)
-    if memory.dtype != queries.dtype and not autocast:
+    check_devices(function, memory, {"queries": queries, "weights": weights.norm_weight})
+    if autocast_dtype(memory.dtype, memory.device) != autocast_dtype(queries.dtype, queries.device):
         raise TypeError(
             f"{function}: memory and queries must have the same dtype, got {memory.dtype} and {queries.dtype}. "
             "Cast one of them, or call under torch.autocast."
         )
     check_dtype(function, "queries", queries)
-    check_devices(function, memory, {"queries": queries, "weights": weights.norm_weight})
 
 
 def check_memory(function: str, memory: Tensor, spec: DecoderSpec, projected: bool) -> None:

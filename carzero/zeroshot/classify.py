@@ -16,6 +16,8 @@ from carzero.data.images import ImageProcessor
 from carzero.errors import UserError
 from carzero.models.carzero import CARZero, TextBank
 from carzero.models.checkpoint import load
+from carzero.models.config import TextMode
+from carzero.models.text import clean_text
 from carzero.ops import backends
 from carzero.prompts.sets import PromptSet
 from carzero.zeroshot.reading import choose_workers, read_batches
@@ -105,6 +107,7 @@ class ZeroShotClassifier:
         self.workers = workers
         self.backend = backend
         self.model = model if isinstance(model, CARZero) else load(os.fspath(model))
+        _check_words(self.prompts, self.model.config.text_mode)
         self._device = _choose_device(device, self.model)
         self._dtype = (dtype, "asked for") if dtype is not None else choose_dtype(self._device[0])
         if self._dtype[0] not in (torch.float32, torch.bfloat16, torch.float16):
@@ -202,6 +205,18 @@ class ZeroShotClassifier:
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from None
         return Choices(self._device, self._dtype, backend, workers)
+
+
+def _check_words(prompts: PromptSet, mode: TextMode) -> None:
+    """Raise where the model's cleaning leaves nothing of a prompt: it would score like any other empty text."""
+    for name, texts in zip(prompts.classes, prompts.prompts):
+        for text in texts:
+            if not clean_text(text, mode):
+                why = "keeps no sentence of one word" if mode == "published" else "keeps Latin letters and digits only"
+                raise UserError(
+                    f"The prompt {text!r} of class {name!r} is empty after the model's text cleaning, which {why}: "
+                    "word it otherwise."
+                )
 
 
 def _choose_device(asked: torch.device | str | None, model: CARZero) -> tuple[torch.device, str]:

@@ -49,30 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score and write; returns the exit code (1: an image could not be scored)."""
+    """Score and write; returns the exit code (1: an image could not be scored, 130: interrupted)."""
     from carzero.data.decode import ImageError
 
-    out = Path(args.out)
-    _check_writable(out)
-    prompts = _prompts(args)
-    from carzero.data.files import list_images
-
-    images = list_images(args.images)
-    from carzero.models.checkpoint import load
-    from carzero.zeroshot.classify import ZeroShotClassifier
-
-    model = load(args.weights, tokenizer=args.tokenizer)
-    classifier = ZeroShotClassifier(
-        model,
-        prompts,
-        pool=args.pool,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        device=args.device,
-    )
     try:
-        scores = _predict(classifier, images, args)
-        write_table(scores, out)
+        return _classify(args)
     except ImageError as error:
         print(
             f"carzero classify: {error} Stopped at the first failure (--strict); nothing was written.", file=sys.stderr
@@ -81,6 +62,29 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("carzero classify: interrupted; nothing was written.", file=sys.stderr)
         return 130
+
+
+def _classify(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    _check_writable(out)
+    prompts = _prompts(args)
+    from carzero.data.files import list_images
+
+    images = list_images(args.images)
+    # the slow imports come after all that can be wrong without them
+    from carzero.models.checkpoint import load
+    from carzero.zeroshot.classify import ZeroShotClassifier
+
+    classifier = ZeroShotClassifier(
+        load(args.weights, tokenizer=args.tokenizer),
+        prompts,
+        pool=args.pool,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=args.device,
+    )
+    scores = _predict(classifier, images, args)
+    write_table(scores, out)
     print(f"{out}: {len(scores)} images x {len(prompts)} classes. {LOGITS}")
     return _report(classifier, out)
 

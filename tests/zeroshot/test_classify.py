@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import cv2
@@ -238,6 +239,14 @@ def test_wrong_arguments_get_a_sentence(model, tmp_path):
             ZeroShotClassifier(model, PROMPTS, device="cuda")
     with pytest.raises(UserError, match="holds no files"):
         ZeroShotClassifier(model, PROMPTS).predict(tmp_path)
+
+
+def test_prompts_of_which_cleaning_leaves_nothing_are_refused(model):
+    with pytest.raises(UserError, match="prompt '肺炎' of class 'b' is empty after the model's text cleaning"):
+        ZeroShotClassifier(model, {"a": "mass", "b": ["there is a mass", "肺炎"]})
+    published = CARZero(dataclasses.replace(model.config, text_mode="published"), model.tokenizer)
+    with pytest.raises(UserError, match=r"prompt 'mass' of class 'a' .* keeps no sentence of one word"):
+        ZeroShotClassifier(published, {"a": "mass"})
 
 
 def test_choices_say_why(model, folder, monkeypatch):
