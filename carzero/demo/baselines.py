@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from carzero.models.carzero import CARZero
+from carzero.models.carzero import CARZero, TextBank
 from carzero.models.config import CARZeroConfig
 from carzero.models.encoded import Encoded
 
 
 def pixel_scores(
     train: Sequence[NDArray[np.uint8]], labels: NDArray[np.bool_], test: Sequence[NDArray[np.uint8]], *, size: int = 32
-) -> NDArray[np.float64]:
+) -> NDArray[np.floating]:
     """Scores by one logistic regression per finding on grey values; it is given the labels, which the others are not.
 
     Args:
@@ -34,7 +34,7 @@ def pixel_scores(
 
     def pixels(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         small = [cv2.resize(i, (size, size), interpolation=cv2.INTER_AREA).ravel() for i in images]
-        return np.stack(small).astype(np.float32) / 255
+        return (np.stack(small) / 255).astype(np.float32)
 
     x, held = pixels(train), pixels(test)
     columns = []
@@ -72,5 +72,7 @@ class CosineCARZero(CARZero):
         return cosine, cosine
 
     @torch.no_grad()
-    def similarity(self, images: Tensor | Encoded, texts: Sequence[str] | Encoded, **_) -> Tensor:
-        return self.logits(images, texts)[0]
+    def similarity(  # type: ignore[override]
+        self, images: Tensor | Encoded, texts: Sequence[str] | Encoded | TextBank, **_
+    ) -> Tensor:
+        return self.logits(images, texts.encoded if isinstance(texts, TextBank) else texts)[0]

@@ -50,7 +50,9 @@ def example(
     own = list(boxes[shown]) if boxes else []
     pointing = ""
     if own:
-        pointing = "The peak lies inside the drawn box." if inside(explanation.peak, own) else "The peak misses the drawn box."
+        pointing = (
+            "The peak lies inside the drawn box." if inside(explanation.peak, own) else "The peak misses the drawn box."
+        )
     height, width = explanation.image.shape
     order = np.argsort(-(logits if rank is None else rank), kind="stable")
     scores = [

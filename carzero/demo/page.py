@@ -17,7 +17,7 @@ NOT_A_DEVICE = "This is not a medical device: nothing here may be used for a dia
 
 
 def write_page(path: Path, context: dict[str, Any]) -> None:
-    """Render ``page.html`` (autoescaped; a name that the template knows and the context lacks is an error) to `path`."""
+    """Render ``page.html`` to `path`: autoescaped; a name that the template knows and the context lacks is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("carzero.demo", "."),
         autoescape=True,
@@ -51,13 +51,13 @@ def loss_curve(losses: Sequence[float], note: str) -> dict[str, Any]:
     low, high = 0.0, float(values.max()) * 1.02 or 1.0
     steps = np.arange(1, len(values) + 1)
 
-    def x(step: NDArray) -> NDArray:
+    def x(step: Any) -> Any:
         return 40 + 312 * (step - 1) / max(1, len(values) - 1)
 
-    def y(value: NDArray) -> NDArray:
+    def y(value: Any) -> Any:
         return 190 - 180 * (value - low) / (high - low)
 
-    def points(series: NDArray) -> str:
+    def points(series: NDArray[np.float64]) -> str:
         return " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x(steps), y(series)))
 
     return {

@@ -44,14 +44,18 @@ def _counted(items: Iterator[Phantom], progress: Callable[[int], None] | None) -
 
 
 def statements(phantom: Phantom) -> tuple[str, ...]:
-    """Plain sentences that are true of the phantom, from the most to the least detailed: the aligned part of its text."""
+    """Plain sentences that are true of the phantom, the aligned part of its text: each finding, and each denial.
+
+    What is there is told three times, so that a step that draws one sentence seldom draws a denial, which says little.
+    """
     found: list[str] = []
     for finding in phantom.findings:
         sides = [finding.side, *finding.sides] if finding.sides else [None]
-        found += [sentence("there is {severity} {side} {noun}", finding.name, s, finding.severity) for s in sides[:1]]
+        found.append(sentence("there is {severity} {side} {noun}", finding.name, sides[0], finding.severity))
         found += [sentence("there is {side} {noun}", finding.name, side) for side in sides]
         found.append(sentence("there is {noun}", finding.name))
-    return tuple(dict.fromkeys(found))
+    denied = [sentence("there is no {noun}", name) for name in FINDINGS if not phantom.labels[name]]
+    return (*list(dict.fromkeys(found)) * 3, *denied)
 
 
 def write_pairs(folder: Path, phantoms: list[Phantom], name: str) -> Path:

@@ -38,7 +38,7 @@ class Recipe:
     image_size: int = 128
     patch: int = 16
     width: int = 128
-    depth: int = 4
+    depth: int = 3
     layers: int = 2
     resamples: int = 1000
     pointed: int = 12
@@ -60,8 +60,12 @@ class Recipe:
             max_tokens=24,
             dropout=0.0,
         )
-        # a sentence of a dozen words needs no more than two layers
-        return dataclasses.replace(config, text=dataclasses.replace(config.text, depth=2, last_layers=3))
+        # a sentence of a dozen words needs no more than two layers; linear patches stay at chance for a thousand steps
+        return dataclasses.replace(
+            config,
+            text=dataclasses.replace(config.text, depth=2, last_layers=3),
+            image=dataclasses.replace(config.image, stem="conv"),
+        )
 
     def training(self, manifest: Path, out: Path, *, seed: int, steps: int) -> TrainConfig:
         """The settings of one training."""
@@ -74,7 +78,7 @@ class Recipe:
             warmup=0.08,
             weight_decay=0.05,
             betas=(0.9, 0.98),
-            clip=0.25,
+            clip=1.0,
             positives="report",
             cache=True,
             seed=seed,
@@ -84,7 +88,7 @@ class Recipe:
         )
 
 
-FULL = Recipe("full", train_images=2400, test_images=600, steps=1200, cosine_steps=1200, shuffled_steps=300)
+FULL = Recipe("full", train_images=2400, test_images=600, steps=1000, cosine_steps=1000, shuffled_steps=250)
 QUICK = Recipe(
     "quick", train_images=900, test_images=240, steps=160, cosine_steps=160, shuffled_steps=60, resamples=500, pointed=4
 )

@@ -22,16 +22,16 @@ from carzero import __version__
 from carzero.data.phantom import Phantom
 from carzero.demo import figures, phantoms
 from carzero.demo.baselines import CosineCARZero, pixel_scores
-from carzero.demo.page_context import drawn_context
 from carzero.demo.page import write_page
+from carzero.demo.page_context import drawn_context
 from carzero.demo.recipe import Recipe
 from carzero.demo.speed import compare_backends
+from carzero.errors import UserError
 from carzero.models.carzero import CARZero
 from carzero.models.tokenizer import word_tokenizer
 from carzero.ops import backends
 from carzero.train.checkpoint import replace_folder
 from carzero.train.loop import train
-from carzero.train.start import initialise
 
 #: Held-out drawings that are left in DIR/images for `carzero classify`.
 KEPT_IMAGES = 24
@@ -69,8 +69,12 @@ def run_drawn(out: Path, recipe: Recipe, *, seed: int = 0) -> Path:
         shuffled = _shuffled(manifest, seed)
 
     with clock.stage("train"):
-        result = train(recipe.training(manifest, work / "main", seed=seed, steps=recipe.steps), model=_new(recipe, manifest, seed))
+        result = train(
+            recipe.training(manifest, work / "main", seed=seed, steps=recipe.steps), model=_new(recipe, manifest, seed)
+        )
     model = result.model
+    if result.signal is not None:
+        raise UserError(f"stopped by signal {result.signal} after {result.step} of {recipe.steps} steps.")
     with clock.stage("train the same encoders with a cosine head"):
         config = recipe.training(manifest, work / "cosine", seed=seed, steps=recipe.cosine_steps)
         cosine = train(config, model=_new(recipe, manifest, seed, CosineCARZero), quiet=True).model
@@ -127,7 +131,9 @@ def measure(
     )
     pixels = figures.Scored(found.keys, found.prompts, found.labels, floor.astype(np.float32))
     absence, difference = figures.negated_twins(found, denied, draws)
-    per = {name: figures.by_finding(s, draws) for name, s in (("carzero", found), ("pixels", pixels), ("cosine", other))}
+    per = {
+        name: figures.by_finding(s, draws) for name, s in (("carzero", found), ("pixels", pixels), ("cosine", other))
+    }
     rows = {
         "held_out": found.macro(draws),
         "unseen_pairs": unseen.macro(draws),
@@ -147,9 +153,7 @@ def measure(
                 for pair in phantoms.UNSEEN_PAIRS
             },
         },
-        "unseen_pairs": {
-            phantoms.label_column(k): vars(v) for k, v in figures.by_finding(unseen, draws).items()
-        },
+        "unseen_pair": {phantoms.label_column(k): vars(v) for k, v in figures.by_finding(unseen, draws).items()},
         "unseen_wordings": reworded.prompts,
         "findings": {
             key: {
@@ -166,8 +170,10 @@ def time_op() -> dict[str, Any]:
     """The chosen backend and plain torch beside the reference, at CARZero's published sizes."""
     chosen, reason = backends.choose("auto", device=torch.device("cpu"), dtype=torch.float32, width=768, heads=4)
     names = tuple(dict.fromkeys((chosen, "torch", "reference")))
-    shape = {"memories": 8, "queries": 32, "rows": 197}
-    return {"chosen": chosen, "reason": reason, "shape": shape, "seconds": compare_backends(names, **shape)}
+    memories, queries, rows = 8, 32, 197
+    seconds = compare_backends(names, memories=memories, queries=queries, rows=rows)
+    shape = {"memories": memories, "queries": queries, "rows": rows}
+    return {"chosen": chosen, "reason": reason, "shape": shape, "seconds": seconds}
 
 
 def versions() -> dict[str, str]:
@@ -186,7 +192,7 @@ def _new(recipe: Recipe, manifest: Path, seed: int, kind: type[CARZero] = CARZer
     texts = pd.read_csv(manifest)["text"]
     tokenizer = word_tokenizer([*texts, *phantoms.finding_prompts().values()])
     torch.manual_seed(seed)
-    return initialise(kind(recipe.model(len(tokenizer)), tokenizer))
+    return kind(recipe.model(len(tokenizer)), tokenizer)
 
 
 def _shuffled(manifest: Path, seed: int) -> Path:

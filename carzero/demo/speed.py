@@ -13,7 +13,13 @@ from carzero.ops.spec import DecoderSpec, DecoderWeights
 
 
 def compare_backends(
-    backends: tuple[str, ...], *, memories: int, queries: int, rows: int, spec: DecoderSpec | None = None, rounds: int = 5
+    backends: tuple[str, ...],
+    *,
+    memories: int,
+    queries: int,
+    rows: int,
+    spec: DecoderSpec | None = None,
+    rounds: int = 5,
 ) -> dict[str, dict[str, float]]:
     """Median seconds of `pair_logits` by backend, forward alone and with the backward, float32 without dropout.
 

@@ -35,6 +35,8 @@ class ImageEncoderConfig:
         mlp_ratio: hidden width of a block's feed-forward network over `width`.
         in_chans: image channels.
         position: ``"sincos"``: fixed 2-D sine-cosine embedding, not trained (published); ``"learned"``: trained.
+        stem: how pixels become patch tokens. ``"patch"``: one linear map (published); ``"conv"``: strided 3x3
+            convolutions, with which a small model learns from few images in a fraction of the steps.
     """
 
     name: str = "vit_base_patch16_224"
@@ -46,10 +48,17 @@ class ImageEncoderConfig:
     mlp_ratio: float | None = None
     in_chans: int = 3
     position: Literal["sincos", "learned"] = "sincos"
+    stem: Literal["patch", "conv"] = "patch"
 
     def __post_init__(self) -> None:
         positive(self, "image_size", "width", "depth", "heads", "patch", "in_chans")
         one_of(self, "position", ("sincos", "learned"))
+        one_of(self, "stem", ("patch", "conv"))
+        if self.stem == "conv" and (not self.patch or self.patch < 2 or self.patch & (self.patch - 1)):
+            raise UserError(
+                f"ImageEncoderConfig: stem='conv' halves the image until a patch is a pixel, so patch must be given as "
+                f"a power of two, got {self.patch}."
+            )
         if self.patch and self.image_size % self.patch:
             raise UserError(
                 f"ImageEncoderConfig: image_size must be a multiple of patch, got image_size={self.image_size} "

@@ -55,6 +55,9 @@ class ImageEncoder(nn.Module):
                 f"ImageEncoder: {config.name} has no CLS token followed by a final LayerNorm; choose a model such as "
                 "vit_base_patch16_224."
             )
+        if config.stem == "conv":
+            embedding: Any = self.model.patch_embed
+            embedding.proj = _conv_stem(config.in_chans, self.width, embedding.patch_size[0])
         self.config = config
         if config.position == "sincos":
             self._fix_sincos_positions()
@@ -114,3 +117,19 @@ class ImageEncoder(nn.Module):
             )
         tokens = self.model.forward_features(pixels)
         return tokens[:, 0], tokens[:, self.model.num_prefix_tokens :]
+
+
+def _conv_stem(in_chans: int, width: int, patch: int) -> nn.Sequential:
+    """Strided 3x3 convolutions ``[B, C, S, S] -> [B, width, S/patch, S/patch]``, wider as they halve the image.
+
+    Source: Xiao et al., "Early convolutions help transformers see better" (NeurIPS 2021).
+    """
+    halvings = patch.bit_length() - 1
+    layers: list[nn.Module] = []
+    channels = in_chans
+    for index in range(halvings - 1):
+        # 24, 48, 96 for patch 16
+        wider = 24 * 2**index
+        layers += [nn.Conv2d(channels, wider, 3, 2, 1, bias=False), nn.GroupNorm(8, wider), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 3, 2, 1))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from carzero.data.dataset import ManifestDataset
 from carzero.data.images import Augmentation, ImageProcessor
+from carzero.data.workers import forkable_opencv, start_reader
 from carzero.models.carzero import CARZero
 from carzero.models.text import clean_text
 from carzero.train.config import TrainConfig
@@ -111,4 +112,7 @@ def batches(stream: PairStream, first: int, last: int, workers: int) -> Iterator
     steps: Iterable[int] = range(first, last)
     if not workers:
         return (stream[step] for step in steps)
-    return iter(DataLoader(stream, sampler=list(steps), batch_size=None, num_workers=workers))
+    loader = DataLoader(stream, sampler=list(steps), batch_size=None, num_workers=workers, worker_init_fn=start_reader)
+    # the workers are forked here
+    with forkable_opencv():
+        return iter(loader)

@@ -40,7 +40,9 @@ class TrainConfig:
     out: str = _doc("folder for the model, checkpoints, metrics.csv and config.json")
     init: str | None = _doc("weights to start from: a model folder, a hub id or a published .ckpt", None)
     model: str = _doc("preset of the model that is trained from nothing when init is not given", "tiny")
-    tokenizer: str | None = _doc("tokenizer folder or hub id; a word-level one is made from the texts if not given", None)
+    tokenizer: str | None = _doc(
+        "tokenizer folder or hub id; a word-level one is made from the texts if not given", None
+    )
     epochs: int = _doc("passes over the manifest", 15)
     steps: int | None = _doc("optimizer steps; when given, epochs is not read", None)
     batch_size: int = _doc("image-text pairs in a step; each is a negative of all others", 64)
@@ -81,7 +83,9 @@ class TrainConfig:
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise UserError(f"train: learning_rate must be positive and finite, got {self.learning_rate}.")
         if self.cache and self.workers:
-            raise UserError(f"train: cache keeps images in the training process, so it needs workers 0, got {self.workers}.")
+            raise UserError(
+                f"train: cache keeps images in the training process, so it needs workers 0, got {self.workers}."
+            )
         if not 0 <= self.warmup < 1:
             raise UserError(f"train: warmup is a share of all steps and must lie in [0, 1), got {self.warmup}.")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):

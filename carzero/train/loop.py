@@ -158,8 +158,8 @@ def _stop_unless_finite(loss: float, norm: float, step: int, rate: float, out: P
     kept = checkpoints(out)
     where = f"the newest checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
     raise UserError(
-        f"train: at step {step + 1} the loss is {loss} and the gradient's norm {norm}; the step was not taken and {where}. "
-        f"Lower the learning rate (now {rate:.2e}), lengthen the warm-up, or train in float32."
+        f"train: at step {step + 1} the loss is {loss} and the gradient's norm {norm}; the step was not taken and "
+        f"{where}. Lower the learning rate (now {rate:.2e}), lengthen the warm-up, or train in float32."
     )
 
 

@@ -75,5 +75,7 @@ def positive_pairs(said: Sequence[AbstractSet[str]], known: Sequence[AbstractSet
     Returns:
         bool ``[B, B]``, a row per image, a column per text; the diagonal is True.
     """
-    true = [[i == j or (t <= known[i] if known else t == said[i]) for j, t in enumerate(said)] for i in range(len(said))]
+    true = [
+        [i == j or (t <= known[i] if known else t == said[i]) for j, t in enumerate(said)] for i in range(len(said))
+    ]
     return torch.tensor(true, dtype=torch.bool).reshape(len(said), len(said))

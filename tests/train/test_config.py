@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from carzero.errors import UserError
 from carzero.train.config import TrainConfig, read_config
 
@@ -49,7 +50,9 @@ def test_missing_paths_are_named() -> None:
 def test_reads_json_and_yaml(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"batch_size": 4, "betas": [0.9, 0.98]}')
     (tmp_path / "a.yaml").write_text("batch_size: 4\nbetas: [0.9, 0.98]\n")
-    assert read_config(tmp_path / "a.json") == read_config(tmp_path / "a.yaml") == {"batch_size": 4, "betas": [0.9, 0.98]}
+    assert (
+        read_config(tmp_path / "a.json") == read_config(tmp_path / "a.yaml") == {"batch_size": 4, "betas": [0.9, 0.98]}
+    )
     (tmp_path / "b.yaml").write_text("batch_size: [")
     with pytest.raises(UserError, match="not valid JSON or YAML"):
         read_config(tmp_path / "b.yaml")

@@ -9,10 +9,11 @@ import os
 import signal
 from pathlib import Path
 
-import carzero
 import numpy as np
 import pytest
 import torch
+
+import carzero
 from carzero.cli import main
 from carzero.errors import UserError
 from carzero.models.config import CARZeroConfig
@@ -111,7 +112,9 @@ def test_model_folder_opens_to_the_same_scores(config: TrainConfig) -> None:
     model = carzero.load(Path(config.out) / "model")
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     prompts = ["There is a nodule", "There is a left effusion"]
-    torch.testing.assert_close(model.similarity(pixels, prompts), result.model.similarity(pixels, prompts), rtol=0, atol=0)
+    torch.testing.assert_close(
+        model.similarity(pixels, prompts), result.model.similarity(pixels, prompts), rtol=0, atol=0
+    )
     saved = json.loads((Path(config.out) / "config.json").read_text())
     assert TrainConfig.from_mapping(saved) == config
 
@@ -127,7 +130,7 @@ def test_other_settings_do_not_resume_and_a_used_folder_is_kept(config: TrainCon
     train(config, quiet=True)
     with pytest.raises(UserError, match="already holds a run; go on with --resume"):
         train(config, quiet=True)
-    with pytest.raises(UserError, match="learning_rate was 0.001 and is now 0.1"):
+    with pytest.raises(UserError, match=r"learning_rate was 0\.001 and is now 0\.1"):
         train(dataclasses.replace(config, learning_rate=0.1), resume=True, quiet=True)
     with pytest.raises(UserError, match="no checkpoint to resume"):
         train(dataclasses.replace(config, out=config.out + "x"), resume=True, quiet=True)

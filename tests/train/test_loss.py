@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+
 from carzero.train.loss import contrastive_loss, info_nce, positive_pairs
 from carzero.train.schedule import learning_rate
 
@@ -69,7 +72,7 @@ def test_schedule_climbs_then_falls() -> None:
     assert rates[:10] == pytest.approx([0.2 * k for k in range(1, 11)])
     assert rates[10] == 2.0
     assert rates[55] == pytest.approx(1.0)
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert 0 < rates[99] < 0.01
     assert learning_rate(99, peak=2.0, steps=100, warmup=0.1, schedule="constant") == 2.0
     assert learning_rate(0, peak=2.0, steps=1, warmup=0.0, schedule="cosine") == 2.0
