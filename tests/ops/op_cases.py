@@ -88,11 +88,13 @@ def make_case(
     pad_rows: int = 0,
     weight_dtype: torch.dtype | None = None,
     draw: int = 0,
+    clear: bool = False,
     **options: Any,
 ) -> Case:
     """Random leaves; the last `pad_rows` rows of every memory are zeros, as the published model pads texts.
 
-    Weights are float32 masters for 16-bit inputs, and large enough for every part to matter.
+    Weights are float32 masters for 16-bit inputs, and large enough for every part to matter. They are `steady` for
+    16-bit inputs, and where `clear`.
     """
     generator = torch.Generator().manual_seed(draw)
     memory = torch.randn(memories, rows, spec.width, generator=generator, dtype=torch.float64)
@@ -101,14 +103,14 @@ def make_case(
     if weight_dtype is None:
         weight_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     weights = DecoderWeights.random(spec, seed=draw, std=1.5 * spec.width**-0.5, dtype=weight_dtype)
-    if dtype.itemsize == 2:
+    if clear or dtype.itemsize == 2:
         weights = steady(weights)
     weights = weights.map(lambda t: t.requires_grad_())
     return Case(memory.to(dtype).requires_grad_(), q.to(dtype).requires_grad_(), weights, options)
 
 
 def steady(weights: DecoderWeights) -> DecoderWeights:
-    """Hidden elements far from 0, half of them above it, so that two 16-bit roundings agree on every ReLU.
+    """Hidden elements far from 0, half of them above it, so that two roundings agree on every ReLU.
 
     Where they differ, single elements decide the error: a share f of flipped ones moves a gradient by about sqrt(f).
     """
@@ -181,8 +183,9 @@ def published(case: Case, dtype: torch.dtype | None, *, simr: bool = False, cota
 
 def error(ours: Tensor, truth: Tensor) -> float:
     """Relative L2 error; NaN stays NaN. Nothing is divided by a truth that is 0 throughout."""
-    difference = torch.linalg.vector_norm(ours.double() - truth.double())
-    size = torch.linalg.vector_norm(truth.double())
+    ours, truth = ours.detach().double(), truth.detach().double()
+    difference = torch.linalg.vector_norm(ours - truth)
+    size = torch.linalg.vector_norm(truth)
     return float(difference / size if size > 0 else difference)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_cases import RUNNERS, Runner, error, kind, make_case, values
-from tolerances import SAME
+from tolerances import RANDOM
 
 from carzero.ops import DecoderSpec, available
 
@@ -38,7 +38,9 @@ def cases(draw):
             dropout_p=draw(st.sampled_from([0.1, 0.5, 0.9])), seed=draw(st.integers(-(2**63), 2**63 - 1)),
             direction=draw(st.integers(0, 1)), memory_offset=draw(st.integers(0, 2**20)),
         )  # fmt: skip
-    case = make_case(memories, queries, rows, torch.float32, spec=spec, draw=draw(st.integers(0, 999)), **options)
+    case = make_case(
+        memories, queries, rows, torch.float32, spec=spec, draw=draw(st.integers(0, 999)), clear=True, **options
+    )
     return case, draw(st.booleans())
 
 
@@ -48,8 +50,8 @@ def check(name: str, drawn: tuple) -> None:
     truth = values(Runner("truth", "reference"), case.to(torch.float64), simr=simr)
     rounded = values(Runner("rounded", "reference"), case, simr=simr)
     for key, value in ours.items():
-        # a ReLU that float32 and float64 take differently moves the float32 reference just as far
-        allowed = SAME[torch.float32, kind(key)].value + 3 * error(rounded[key], truth[key])
+        # LayerNorm of nearly equal numbers loses digits, and the float32 reference loses as many
+        allowed = RANDOM[kind(key)].value + 3 * error(rounded[key], truth[key])
         size = float(torch.linalg.vector_norm(truth[key]))
         if size > 1e-9:
             assert error(value, truth[key]) <= allowed, key

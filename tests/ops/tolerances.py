@@ -43,6 +43,13 @@ SAME = {
     (torch.float16, "gradient"): Bound(5e-3, "the same through the backward"),
 }
 
+#: Random shapes in float32 against float64. A result may be one number, a sum of terms a hundred times its size.
+#: A wrong mask or index is off by 1e-1.
+RANDOM = {
+    "forward": Bound(2e-4, "1e-6 of the terms, where they cancel to a hundredth"),
+    "gradient": Bound(1e-3, "the same, twice: sums over pairs of such sums"),
+}
+
 #: Collapsed against uncollapsed rows in float64, outputs and every gradient, with and without dropout.
 COLLAPSE = Bound(1e-12, "exact identity; only log n and the order of sums round")
 
