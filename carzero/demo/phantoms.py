@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carzero.data.phantom import FINDINGS, Phantom, PhantomSet, held_out, label_column, split, write_dataset
-from carzero.data.phantom.reports import sentence
+from carzero.data.phantom.reports import ALL_NORMAL, NOUNS, SIDED, WORDINGS, sentence
 
 #: Finding and side that training never shows and never says together; each word occurs with others.
 UNSEEN_PAIRS = (("pneumothorax", "left"), ("consolidation", "right"))
@@ -44,23 +45,27 @@ def _counted(items: Iterator[Phantom], progress: Callable[[int], None] | None) -
 
 
 def statements(phantom: Phantom) -> tuple[str, ...]:
-    """Plain sentences that are true of the phantom, the aligned part of its text: each finding, and each denial.
+    """Every sentence that is true of the phantom in the wordings of training reports, and a denial of all it lacks.
 
-    What is there is told three times, so that a step that draws one sentence seldom draws a denial, which says little.
+    A batch then knows which of its texts are true of which images: a sentence that is true but missing here would be
+    taught as false.
     """
-    found: list[str] = []
+    said: list[str] = []
     for finding in phantom.findings:
-        sides = [finding.side, *finding.sides] if finding.sides else [None]
-        found.append(sentence("there is {severity} {side} {noun}", finding.name, sides[0], finding.severity))
-        found += [sentence("there is {side} {noun}", finding.name, side) for side in sides]
-        found.append(sentence("there is {noun}", finding.name))
-    denied = [sentence("there is no {noun}", name) for name in FINDINGS if not phantom.labels[name]]
-    return (*list(dict.fromkeys(found)) * 3, *denied)
+        for wording, noun in itertools.product(WORDINGS[finding.name], NOUNS[finding.name]):
+            # "in the ... lung" and the like need their side
+            open_side = [None] if wording in SIDED or not finding.sides else []
+            for side in (*dict.fromkeys((*finding.sides, finding.side)), *open_side):
+                said += [sentence(wording, noun, side, severity) for severity in (finding.severity, None)]
+    said += [sentence("there is no {noun}", name) for name in FINDINGS if not phantom.labels[name]]
+    if not phantom.findings:
+        said += [sentence(wording, "") for wording in ALL_NORMAL]
+    return tuple(dict.fromkeys(said))
 
 
 def write_pairs(folder: Path, phantoms: list[Phantom], name: str) -> Path:
-    """Write images, labels and the manifest whose texts hold each report and its `statements`; returns the manifest."""
-    told = (dataclasses.replace(p, aligned=statements(p)) for p in phantoms)
+    """Write images, labels and the manifest whose texts are the `statements`; returns the manifest."""
+    told = (dataclasses.replace(p, report=(), aligned=statements(p)) for p in phantoms)
     return write_dataset(folder, told, split=name)[0]
 
 
