@@ -186,7 +186,7 @@ class CARZero(nn.Module):
     @torch.no_grad()
     def text_bank(self, texts: Sequence[str] | Encoded, *, batch_size: int = 64) -> TextBank:
         """Encode and project texts once, to score any number of images against them."""
-        with self._evaluating():
+        with self.evaluating():
             encoded = texts if isinstance(texts, Encoded) else self.encode_texts(texts, batch_size=batch_size)
             return TextBank(encoded, self.decoder.project(encoded.memory, encoded.row_count))
 
@@ -214,7 +214,7 @@ class CARZero(nn.Module):
         """
         bank = texts if isinstance(texts, TextBank) else self.text_bank(texts)
         scores = []
-        with self._evaluating():
+        with self.evaluating():
             for start in range(0, max(len(images), 1), batch_size):
                 part = images[start : start + batch_size]
                 encoded = part if isinstance(part, Encoded) else self.encode_images(part)
@@ -229,7 +229,8 @@ class CARZero(nn.Module):
         return (image_memory + text_memory.transpose(0, 1)) / 2
 
     @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout inside the block; afterwards every part is in the mode it was in."""
         modes = {module: module.training for module in self.modules()}
         self.eval()
         try:

@@ -55,6 +55,11 @@ class ImageEncoder(nn.Module):
                 f"ImageEncoder: {config.name} has no CLS token followed by a final LayerNorm; choose a model such as "
                 "vit_base_patch16_224."
             )
+        # timm draws every matrix with a standard deviation of 0.02
+        with torch.no_grad():
+            for name, module in self.model.named_modules():
+                if name.startswith("blocks.") and isinstance(module, nn.Linear):
+                    module.weight.mul_(config.init_std / 0.02)
         if config.stem == "conv":
             embedding: Any = self.model.patch_embed
             embedding.proj = _conv_stem(config.in_chans, self.width, embedding.patch_size[0])
@@ -115,21 +120,26 @@ class ImageEncoder(nn.Module):
                 f"ImageEncoder: pixels must be floating and normalised, got {pixels.dtype}; carzero.ImageProcessor "
                 "makes such tensors."
             )
+        if self.config.stem == "conv":
+            # convolutions and pooling take a fifth less time with channels last
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         tokens = self.model.forward_features(pixels)
         return tokens[:, 0], tokens[:, self.model.num_prefix_tokens :]
 
 
 def _conv_stem(in_chans: int, width: int, patch: int) -> nn.Sequential:
-    """Strided 3x3 convolutions ``[B, C, S, S] -> [B, width, S/patch, S/patch]``, wider as they halve the image.
+    """3x3 convolutions ``[B, C, S, S] -> [B, width, S/patch, S/patch]``, wider as they halve the image.
 
-    Source: Xiao et al., "Early convolutions help transformers see better" (NeurIPS 2021).
+    The first halves by its stride, the others by a maximum, which keeps a small bright spot; batch norm follows each.
+    Source: Xiao et al., "Early convolutions help transformers see better" (NeurIPS 2021), with VGG's max pooling.
     """
-    halvings = patch.bit_length() - 1
     layers: list[nn.Module] = []
     channels = in_chans
-    for index in range(halvings - 1):
-        # 24, 48, 96 for patch 16
-        wider = 24 * 2**index
-        layers += [nn.Conv2d(channels, wider, 3, 2, 1, bias=False), nn.GroupNorm(8, wider), nn.GELU()]
+    for index in range(patch.bit_length() - 1):
+        # 24, 48, 96, 128 for patch 16
+        wider = min(24 * 2**index, 128)
+        stride = 2 if index == 0 else 1
+        layers += [nn.Conv2d(channels, wider, 3, stride, 1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if index else []
         channels = wider
-    return nn.Sequential(*layers, nn.Conv2d(channels, width, 3, 2, 1))
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))

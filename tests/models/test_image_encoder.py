@@ -68,12 +68,41 @@ def test_published_sizes():
             torch.testing.assert_close(tokens.var(-1, unbiased=False), torch.ones(tokens.shape[:-1]), rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("patch", [2, 4, 16])
+def test_convolutional_stem_gives_the_same_grid(patch):
+    config = ImageEncoderConfig(image_size=32, **{**SMALL, "patch": patch}, stem="conv")
+    encoder = ImageEncoder(config).eval()
+    query, local = encoder(torch.randn(2, 3, 32, 32))
+    assert (query.shape, local.shape) == ((2, 32), (2, (32 // patch) ** 2, 32))
+    assert encoder.grid == (32 // patch, 32 // patch)
+    # a pixel reaches the patches around it and no others: the first convolution and one more a halving
+    stem = encoder.model.patch_embed.proj
+    pixels = torch.zeros(1, 3, 32, 32)
+    plain, pixels[0, :, 0, 0] = stem(pixels), 1.0
+    changed = (stem(pixels) - plain).abs().amax((0, 1)) > 0
+    assert changed[0, 0]
+    assert not changed[3:, 3:].any()
+
+
+def test_new_matrices_have_the_asked_for_deviation():
+    for std in (0.02, 0.1):
+        encoder = ImageEncoder(ImageEncoderConfig(image_size=24, init_std=std, **SMALL))
+        matrices = [m.weight for m in encoder.model.blocks.modules() if isinstance(m, torch.nn.Linear)]
+        assert len(matrices) == 4
+        for weight in matrices:
+            assert weight.std().item() == pytest.approx(std, rel=0.1)
+
+
 def test_errors_are_sentences():
     encoder = ImageEncoder(ImageEncoderConfig(image_size=24, **SMALL))
     with pytest.raises(UserError, match=r"must have shape \[B, 3, 24, 24\], got \[2, 3, 24, 32\]"):
         encoder(torch.zeros(2, 3, 24, 32))
     with pytest.raises(UserError, match=r"floating and normalised, got torch\.uint8"):
         encoder(torch.zeros(2, 3, 24, 24, dtype=torch.uint8))
+    with pytest.raises(UserError, match="patch must be given as a power of two, got 12"):
+        ImageEncoderConfig(image_size=24, patch=12, stem="conv")
+    with pytest.raises(UserError, match="init_std must be positive, got 0"):
+        ImageEncoderConfig(init_std=0.0)
     with pytest.raises(UserError, match="timm has no model 'vit_bsae_patch16_224'; near it are"):
         ImageEncoder(ImageEncoderConfig(name="vit_bsae_patch16_224"))
     with pytest.raises(UserError, match="vit_base_patch16_siglip_224 has no CLS token followed by a final LayerNorm"):
