@@ -20,6 +20,13 @@ from carzero.models.text import clean_text
 from carzero.train.config import TrainConfig
 from carzero.train.order import batch_indices, pair_generator
 
+#: What `TrainConfig.augment` names. A flip would swap the sides that a report names.
+AUGMENTATIONS = {
+    "none": None,
+    "crop": Augmentation(flip=0, degrees=0, translate=0, scale=(1, 1), brightness=(1, 1), contrast=(1, 1)),
+    "affine": Augmentation(flip=0, degrees=10),
+}
+
 # a full stop, question or exclamation mark, or semicolon before white space, or a line break: "1.5 cm" stays whole
 _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 
@@ -30,7 +37,7 @@ class Batch:
 
     Args:
         pixels: float32 ``[B, 3, S, S]``.
-        texts: B texts, each drawn from its image's report.
+        texts: T = B x `texts_per_image` texts, those of the first image first, each drawn from its image's report.
         said: the cleaned sentences that each text consists of.
         known: for each image the cleaned sentences of its report.
     """
@@ -61,7 +68,7 @@ class PairStream(Dataset[Batch]):
         self._sentences = [sentences(text) or [text] for text in self.texts]
         self._known = [frozenset(map(clean_text, parts)) for parts in self._sentences]
         self._batch_size = min(config.batch_size, len(self.texts))
-        self._augmentation = Augmentation(flip=0.0, degrees=10.0) if config.augment else None
+        self._augmentation = AUGMENTATIONS[config.augment]
         self._squares: dict[int, NDArray[np.uint8]] = {}
 
     def __len__(self) -> int:
@@ -81,18 +88,21 @@ class PairStream(Dataset[Batch]):
         chosen, pixels = [], []
         for index in indices:
             random = pair_generator(self.config.seed, step, index)
-            chosen.append(self._choose(self._sentences[index], random))
+            chosen += self._choose(self._sentences[index], random)
             pixels.append(self._pixels(index, random))
         said = [frozenset(map(clean_text, parts)) for parts in chosen]
         return Batch(torch.stack(pixels), [" ".join(c) for c in chosen], said, [self._known[i] for i in indices])
 
-    def _choose(self, parts: list[str], random: np.random.Generator) -> list[str]:
+    def _choose(self, parts: list[str], random: np.random.Generator) -> list[list[str]]:
+        """The sentences of each of the image's texts; single ones repeat only where the report has too few."""
         if self.config.text == "report":
-            return parts
-        count = 1
-        if self.config.text == "some" and random.random() < 0.5:
-            count = int(random.integers(2, 5))
-        return [parts[k] for k in random.permutation(len(parts))[:count]]
+            return [parts]
+        count = self.config.texts_per_image
+        if self.config.text == "sentence":
+            order = random.permutation(len(parts))
+            return [[parts[order[k % len(parts)]]] for k in range(count)]
+        lengths = (1 if random.random() < 0.5 else int(random.integers(2, 5)) for _ in range(count))
+        return [[parts[k] for k in random.permutation(len(parts))[:length]] for length in lengths]
 
     def _pixels(self, index: int, random: np.random.Generator) -> Tensor:
         if not self.config.cache:

@@ -62,7 +62,13 @@ class TrainConfig:
         "or every text whose sentences its report holds",
         "diagonal",
     )
-    augment: bool = _doc("random crop, rotation, scale, brightness and contrast; never a flip", False)
+    texts_per_image: int = _doc(
+        "texts drawn from each image's report for a step; more cost little, the images are encoded once", 1
+    )
+    augment: Literal["none", "crop", "affine"] = _doc(
+        "random views of an image: none, a crop, or crop, rotation, scale, brightness and contrast; never a flip",
+        "none",
+    )
     cache: bool = _doc("keep the prepared images in memory after the first pass", False)
     seed: int = _doc("of weights, data order, sentences and dropout", 0)
     device: str = _doc("cpu, cuda, cuda:N, or auto", "auto")
@@ -74,7 +80,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "log_every", "checkpoint_every"):
+        for name in ("epochs", "batch_size", "texts_per_image", "log_every", "checkpoint_every"):
             _at_least(name, getattr(self, name), 1)
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
@@ -85,6 +91,11 @@ class TrainConfig:
         if self.cache and self.workers:
             raise UserError(
                 f"train: cache keeps images in the training process, so it needs workers 0, got {self.workers}."
+            )
+        if self.text == "report" and self.texts_per_image > 1:
+            raise UserError(
+                "train: text='report' says all there is about an image in one text, so it needs texts_per_image 1, got "
+                f"{self.texts_per_image}."
             )
         if not 0 <= self.warmup < 1:
             raise UserError(f"train: warmup is a share of all steps and must lie in [0, 1), got {self.warmup}.")
@@ -125,7 +136,7 @@ class TrainConfig:
             return getattr(torch, self.precision), "asked for"
         if device.type == "cuda":
             return torch.bfloat16, "a CUDA device multiplies bfloat16 several times faster"
-        return torch.float32, "CPUs without AMX multiply bfloat16 slower than float32"
+        return torch.float32, "a CPU trains in float32 unless asked otherwise"
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def train(
                 step += 1
                 losses.append(loss.item())
                 now = time.perf_counter()
-                speed, clock = len(batch.texts) / (now - clock), now
+                speed, clock = len(batch.pixels) / (now - clock), now
                 row = {
                     "step": step,
                     "epoch": (step - 1) // per_epoch,
@@ -149,7 +149,8 @@ def train(
 def _positives(config: TrainConfig, batch: Batch, device: torch.device) -> torch.Tensor | None:
     if config.positives == "diagonal":
         return None
-    return positive_pairs(batch.said, batch.known if config.positives == "report" else None).to(device)
+    known = batch.known if config.positives == "report" else None
+    return positive_pairs(batch.said, known, per_image=config.texts_per_image).to(device)
 
 
 def _stop_unless_finite(loss: float, norm: float, step: int, rate: float, out: Path) -> None:

@@ -1,7 +1,8 @@
 """InfoNCE over the all-pairs logits of both directions.
 
-Letters: B pairs of image and text in the batch. Both matrices have a row per image and a column per text, as
-`carzero.CARZero.logits` gives them: the text-memory logits are already transposed, which the loss cannot tell.
+Letters: B images and T texts in the batch, T = B unless several texts stand for each image. Both matrices have a row
+per image and a column per text, as `carzero.CARZero.logits` gives them: the text-memory logits are already transposed,
+which the loss cannot tell.
 """
 
 from __future__ import annotations
@@ -17,35 +18,41 @@ from torch import Tensor
 def info_nce(logits: Tensor, positives: Tensor | None = None) -> Tensor:
     """Mean of the row and the column cross-entropy of one logit matrix.
 
-    Equivalent to::
+    Equivalent to, with a text for each image and no positives given::
 
         t = torch.arange(B)
         (F.cross_entropy(logits, t) + F.cross_entropy(logits.T, t)) / 2
 
     Args:
-        logits: ``[B, B]``, any floating dtype; computed in at least float32.
-        positives: bool ``[B, B]``, True where the row's image and the column's text belong together; the diagonal
-            when None. A row's (a column's) target is spread evenly over its positives.
+        logits: ``[B, T]``, any floating dtype; computed in at least float32.
+        positives: bool ``[B, T]``, True where the row's image and the column's text belong together; when None, text j
+            belongs to image ``j // (T / B)`` alone. A row's (a column's) target is spread evenly over its positives.
 
     Returns:
         Scalar.
 
     Raises:
-        ValueError: the matrix is not square, or `positives` has another shape or leaves out the diagonal.
+        ValueError: T is no multiple of B where no positives are given, `positives` has another shape, or an image or
+            a text has no positive.
 
     Source: CARZero section 3.4.
     """
-    if logits.ndim != 2 or logits.shape[0] != logits.shape[1]:
-        raise ValueError(f"info_nce: logits must be square, one text per image, got shape {tuple(logits.shape)}.")
+    if logits.ndim != 2 or (positives is None and logits.shape[1] % max(1, len(logits))):
+        raise ValueError(
+            f"info_nce: logits must be [images, texts] with the same number of texts for each image, got shape "
+            f"{tuple(logits.shape)}; give positives where it differs."
+        )
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if positives is None:
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    if positives.shape != logits.shape or not bool(positives.diagonal().all()):
+        owner = torch.arange(logits.shape[1], device=logits.device) // (logits.shape[1] // max(1, len(logits)))
+        if len(owner) == len(logits):
+            return (F.cross_entropy(logits, owner) + F.cross_entropy(logits.T, owner)) / 2
+        positives = owner == torch.arange(len(logits), device=logits.device)[:, None]
+    if positives.shape != logits.shape or not bool(positives.any(0).all() & positives.any(1).all()):
         raise ValueError(
-            "info_nce: positives must have the shape of the logits and hold the diagonal, got "
-            f"{tuple(positives.shape)} for logits {tuple(logits.shape)}, "
-            f"{int(positives.diagonal().sum())} of {len(positives.diagonal())} on the diagonal."
+            "info_nce: positives must have the shape of the logits and one or more in each row and column, got "
+            f"{tuple(positives.shape)} for logits {tuple(logits.shape)}, {int((~positives.any(1)).sum())} rows and "
+            f"{int((~positives.any(0)).sum())} columns without."
         )
     target = positives.to(logits.dtype)
     rows = F.cross_entropy(logits, target / target.sum(1, keepdim=True))
@@ -57,25 +64,31 @@ def contrastive_loss(image_memory: Tensor, text_memory: Tensor, positives: Tenso
     """The published loss: the sum of `info_nce` over the two directions.
 
     Args:
-        image_memory: ``[B, B]`` logits, a row per image.
-        text_memory: ``[B, B]`` logits, a row per image too.
-        positives: bool ``[B, B]``, a row per image; see `info_nce`.
+        image_memory: ``[B, T]`` logits, a row per image.
+        text_memory: ``[B, T]`` logits, a row per image too.
+        positives: bool ``[B, T]``, a row per image; see `info_nce`.
     """
     return info_nce(image_memory, positives) + info_nce(text_memory, positives)
 
 
-def positive_pairs(said: Sequence[AbstractSet[str]], known: Sequence[AbstractSet[str]] | None = None) -> Tensor:
+def positive_pairs(
+    said: Sequence[AbstractSet[str]], known: Sequence[AbstractSet[str]] | None = None, *, per_image: int = 1
+) -> Tensor:
     """Which texts of a batch are true of which images, as far as the reports say.
 
     Args:
-        said: the sentences of each of the B texts, cleaned; text j belongs to image j.
-        known: the cleaned sentences of each image's report. When given, text j is a positive of image i where report
-            i holds all of its sentences; when None, where it says the same as text i.
+        said: the sentences of each of the T texts, cleaned; text j belongs to image ``j // per_image``.
+        known: the cleaned sentences of each of the B images' reports. When given, text j is a positive of image i where
+            report i holds all of its sentences; when None, where it says the same as a text of image i.
+        per_image: T / B, texts of an image.
 
     Returns:
-        bool ``[B, B]``, a row per image, a column per text; the diagonal is True.
+        bool ``[B, T]``, a row per image, a column per text; an image's own texts are True.
     """
+    images = len(said) // per_image
+    own = [said[i * per_image : (i + 1) * per_image] for i in range(images)]
     true = [
-        [i == j or (t <= known[i] if known else t == said[i]) for j, t in enumerate(said)] for i in range(len(said))
+        [i == j // per_image or (t <= known[i] if known else t in own[i]) for j, t in enumerate(said)]
+        for i in range(images)
     ]
-    return torch.tensor(true, dtype=torch.bool).reshape(len(said), len(said))
+    return torch.tensor(true, dtype=torch.bool).reshape(images, len(said))

@@ -68,12 +68,12 @@ class Log:
         self._task = self._bar.add_task("train", total=steps, completed=step, loss=float("nan"), pairs="", images=0.0)
         self._bar.start()
 
-    def step(self, row: dict[str, float], batch: int, eta: float) -> None:
-        """Record one step; `row` has the keys of `COLUMNS`, `eta` is in seconds."""
+    def step(self, row: dict[str, float], texts: int, eta: float) -> None:
+        """Record one step; `row` has the keys of `COLUMNS`, `texts` is the number in it, `eta` is in seconds."""
         self._writer.writerow([row[c] if c in ("step", "epoch") else f"{row[c]:.6g}" for c in COLUMNS])
         self._file.flush()
         # both directions score every image against every text
-        pairs = f"{2 * batch * row['images_per_s'] / 1000:.1f}k pairs/s"
+        pairs = f"{2 * texts * row['images_per_s'] / 1000:.1f}k pairs/s"
         self._bar.update(self._task, completed=row["step"], loss=row["loss"], pairs=pairs, images=row["images_per_s"])
         due = row["step"] % self.every == 0 or row["step"] in (1, self.steps)
         if due and not self._live and not self.quiet:

@@ -18,7 +18,7 @@ from carzero.train.config import TrainConfig, one_of
 #: Models that `TrainConfig.model` names; the size of the vocabulary follows the tokenizer.
 PRESETS = {
     "tiny": CARZeroConfig.tiny(),
-    "small": CARZeroConfig.tiny(width=128, depth=4, image_size=128, max_tokens=48),
+    "small": CARZeroConfig.small(),
     "carzero": CARZeroConfig.carzero(),
 }
 

@@ -13,9 +13,9 @@ from carzero.train.config import TrainConfig, read_config
 
 def test_strings_become_the_fields_types() -> None:
     config = TrainConfig.from_mapping(
-        {"manifest": "m.csv", "out": "o", "batch_size": "8", "betas": "0.9,0.98", "augment": "true", "steps": "1e3"}
+        {"manifest": "m.csv", "out": "o", "batch_size": "8", "betas": "0.9,0.98", "augment": "crop", "steps": "1e3"}
     )
-    assert (config.batch_size, config.betas, config.augment, config.steps) == (8, (0.9, 0.98), True, 1000)
+    assert (config.batch_size, config.betas, config.augment, config.steps) == (8, (0.9, 0.98), "crop", 1000)
 
 
 def test_as_dict_reads_back_equal() -> None:
@@ -34,7 +34,10 @@ def test_as_dict_reads_back_equal() -> None:
         ({"learning_rate": "nan"}, "learning_rate must be positive and finite, got nan"),
         ({"warmup": 1}, r"must lie in \[0, 1\), got 1.0"),
         ({"betas": [0.9]}, r"betas must be two numbers in \[0, 1\)"),
-        ({"augment": "yes"}, "augment must be bool, got 'yes'"),
+        ({"augment": "crops"}, r"unknown augment 'crops'. Did you mean 'crop'\?"),
+        ({"cache": "yes"}, "cache must be bool, got 'yes'"),
+        ({"text": "report", "texts_per_image": 2}, "it needs texts_per_image 1, got 2"),
+        ({"texts_per_image": 0}, "texts_per_image must be at least 1, got 0"),
     ],
 )
 def test_wrong_values_are_sentences(values: dict, sentence: str) -> None:

@@ -34,7 +34,7 @@ def config(manifest: Path, tmp_path: Path) -> TrainConfig:
     path.write_text(model.to_json(), encoding="utf-8")
     return TrainConfig(
         manifest=str(manifest), out=str(tmp_path / "run"), model=str(path), steps=6, batch_size=5, learning_rate=1e-3,
-        device="cpu", augment=True, positives="report", text="some",
+        device="cpu", augment="affine", positives="report", text="some",
     )  # fmt: skip
 
 
@@ -99,11 +99,28 @@ def test_first_loss_and_step_are_the_written_out_ones(config: TrainConfig) -> No
     torch.testing.assert_close(change[clear], -1e-3 * weight.grad.sign()[clear], rtol=2e-2, atol=1e-6)
 
 
+def test_several_texts_for_each_image(config: TrainConfig) -> None:
+    several = dataclasses.replace(config, texts_per_image=3, text="sentence")
+    stream = PairStream(several)
+    stream.prepare_for(carzero.CARZero(CARZeroConfig.from_json(Path(config.model).read_text())))
+    batch = stream[0]
+    assert (len(batch.pixels), len(batch.texts), len(batch.said), len(batch.known)) == (5, 15, 15, 5)
+    for j, said in enumerate(batch.said):
+        assert said <= batch.known[j // 3]
+    # no sentence is drawn twice where the report has enough of them
+    for i, known in enumerate(batch.known):
+        assert len(set(batch.texts[3 * i : 3 * i + 3])) == min(3, len(known))
+    result = train(dataclasses.replace(several, positives="diagonal"), quiet=True)
+    assert result.step == 6
+    # a model that tells nothing apart: rows spread over 3 of 15 texts, columns over 5 images
+    assert result.losses[0] == pytest.approx(np.log(15) + np.log(5), rel=0.1)
+
+
 def test_learns_a_dozen_pairs(config: TrainConfig, tmp_path: Path) -> None:
-    longer = dataclasses.replace(config, steps=60, batch_size=12, learning_rate=3e-3, augment=False, cache=True)
+    longer = dataclasses.replace(config, steps=60, batch_size=12, learning_rate=3e-3, augment="none", cache=True)
     losses = train(longer, quiet=True).losses
     # from 2 ln 12, the loss of a model that tells nothing apart
-    assert losses[0] == pytest.approx(2 * np.log(12), rel=1e-3)
+    assert losses[0] == pytest.approx(2 * np.log(12), rel=0.05)
     assert np.mean(losses[-5:]) < losses[0] - 0.3
 
 
@@ -117,6 +134,20 @@ def test_model_folder_opens_to_the_same_scores(config: TrainConfig) -> None:
     )
     saved = json.loads((Path(config.out) / "config.json").read_text())
     assert TrainConfig.from_mapping(saved) == config
+
+
+def test_a_convolutional_stem_is_saved_with_its_running_statistics(config: TrainConfig, tmp_path: Path) -> None:
+    made = CARZeroConfig.tiny(width=32, depth=1, heads=2, layers=1, image_size=32)
+    conv = dataclasses.replace(made, image=dataclasses.replace(made.image, stem="conv"))
+    (tmp_path / "conv.json").write_text(conv.to_json(), encoding="utf-8")
+    trained = train(dataclasses.replace(config, model=str(tmp_path / "conv.json")), quiet=True).model
+    opened = carzero.load(Path(config.out) / "model")
+    stem = opened.image_encoder.model.patch_embed.proj
+    assert stem[1].num_batches_tracked == 6
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        opened.similarity(pixels, ["A nodule"]), trained.similarity(pixels, ["A nodule"]), rtol=0, atol=0
+    )
 
 
 def test_infinite_loss_stops_with_a_sentence_and_keeps_the_checkpoint(config: TrainConfig) -> None:

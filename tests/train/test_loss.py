@@ -13,27 +13,26 @@ from carzero.train.schedule import learning_rate
 
 def slow_info_nce(logits: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
     """Row by row and column by column: minus the mean log-probability of the positives."""
-    n = len(logits)
     total = logits.new_zeros(())
-    for i in range(n):
-        row_sum = sum(torch.exp(logits[i, j]) for j in range(n))
-        own = [j for j in range(n) if positives[i, j]]
-        total = total - sum(torch.log(torch.exp(logits[i, j]) / row_sum) for j in own) / len(own)
-        column_sum = sum(torch.exp(logits[j, i]) for j in range(n))
-        own = [j for j in range(n) if positives[j, i]]
-        total = total - sum(torch.log(torch.exp(logits[j, i]) / column_sum) for j in own) / len(own)
-    return total / (2 * n)
+    for scores, true in ((logits, positives), (logits.T, positives.T)):
+        for i in range(len(scores)):
+            everything = sum(torch.exp(value) for value in scores[i])
+            own = [j for j in range(scores.shape[1]) if true[i, j]]
+            total = total - sum(torch.log(torch.exp(scores[i, j]) / everything) for j in own) / len(own) / len(scores)
+    return total / 2
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("per_image", [1, 3])
 @pytest.mark.parametrize("multi", [False, True])
-def test_equals_the_written_out_version_with_gradients(batch: int, multi: bool) -> None:
+def test_equals_the_written_out_version_with_gradients(batch: int, per_image: int, multi: bool) -> None:
     generator = torch.Generator().manual_seed(batch)
-    a = torch.randn(batch, batch, generator=generator, dtype=torch.float64).requires_grad_()
-    b = torch.randn(batch, batch, generator=generator, dtype=torch.float64).requires_grad_()
-    positives = torch.eye(batch, dtype=torch.bool)
+    shape = (batch, batch * per_image)
+    a = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    b = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    positives = torch.eye(batch, dtype=torch.bool).repeat_interleave(per_image, 1)
     if multi:
-        positives |= torch.rand(batch, batch, generator=generator) < 0.3
+        positives |= torch.rand(shape, generator=generator) < 0.3
     ours = contrastive_loss(a, b, positives if multi else None)
     slow = slow_info_nce(a, positives) + slow_info_nce(b, positives)
     torch.testing.assert_close(ours, slow, rtol=1e-12, atol=1e-12)
@@ -53,10 +52,12 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
 
 
 def test_wrong_shapes_are_sentences() -> None:
-    with pytest.raises(ValueError, match=r"must be square.*\(2, 3\)"):
+    with pytest.raises(ValueError, match=r"same number of texts for each image, got shape \(2, 3\)"):
         info_nce(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="hold the diagonal"):
-        info_nce(torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"\(2, 2\) for logits \(2, 3\)"):
+        info_nce(torch.zeros(2, 3), torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="1 rows and 2 columns without"):
+        info_nce(torch.zeros(2, 3), torch.tensor([[True, False, False], [False, False, False]]))
 
 
 def test_positive_pairs_follow_texts_and_reports() -> None:
@@ -65,6 +66,8 @@ def test_positive_pairs_follow_texts_and_reports() -> None:
     # image 0 reports b as well; image 2 does not; the last report leaves out what its own text says
     known = [{"a", "b"}, {"b"}, {"a", "c"}, {"c"}]
     assert positive_pairs(said, known).int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert positive_pairs(said, per_image=2).int().tolist() == [[1, 1, 1, 0], [1, 0, 1, 1]]
+    assert positive_pairs(said, known[1:3], per_image=2).int().tolist() == [[1, 1, 0, 0], [1, 0, 1, 1]]
 
 
 def test_schedule_climbs_then_falls() -> None:
