@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,14 @@ class Recipe:
         name: what the page calls it.
         train_images, test_images: phantoms drawn for training and held out.
         steps: optimizer steps of the main model.
-        cosine_steps: steps of the model with a cosine head.
+        cosine_steps: steps of the model with a cosine head; as many, for the comparison to be one.
         shuffled_steps: steps of the model whose texts were shuffled among the images.
-        batch_size: pairs a step.
+        batch_size: images a step.
+        texts_per_image: texts a step that are said of each.
         learning_rate: peak of all three.
-        image_size, patch, width, depth, layers: of the model.
+        image_size, layers: of the model.
         resamples: bootstrap draws of the intervals.
+        rounds: of timing the op.
         pointed: images per finding whose attention peak is compared with the drawn box.
     """
 
@@ -34,14 +35,13 @@ class Recipe:
     cosine_steps: int
     shuffled_steps: int
     batch_size: int = 32
+    texts_per_image: int = 2
     learning_rate: float = 1e-3
     image_size: int = 128
-    patch: int = 16
-    width: int = 128
-    depth: int = 3
     layers: int = 2
     resamples: int = 1000
     pointed: int = 12
+    rounds: int = 3
 
     @property
     def drawn_size(self) -> int:
@@ -50,22 +50,7 @@ class Recipe:
 
     def model(self, vocab_size: int) -> CARZeroConfig:
         """The model's configuration for a vocabulary of this size."""
-        config = CARZeroConfig.tiny(
-            vocab_size=vocab_size,
-            width=self.width,
-            depth=self.depth,
-            layers=self.layers,
-            image_size=self.image_size,
-            patch=self.patch,
-            max_tokens=24,
-            dropout=0.0,
-        )
-        # a sentence of a dozen words needs no more than two layers; linear patches stay at chance for a thousand steps
-        return dataclasses.replace(
-            config,
-            text=dataclasses.replace(config.text, depth=2, last_layers=3),
-            image=dataclasses.replace(config.image, stem="conv"),
-        )
+        return CARZeroConfig.small(vocab_size=vocab_size, image_size=self.image_size, max_tokens=24, layers=self.layers)
 
     def training(self, manifest: Path, out: Path, *, seed: int, steps: int) -> TrainConfig:
         """The settings of one training."""
@@ -80,6 +65,8 @@ class Recipe:
             betas=(0.9, 0.98),
             clip=1.0,
             positives="report",
+            texts_per_image=self.texts_per_image,
+            augment="crop",
             cache=True,
             seed=seed,
             device="cpu",
@@ -88,7 +75,15 @@ class Recipe:
         )
 
 
-FULL = Recipe("full", train_images=2400, test_images=600, steps=1000, cosine_steps=1000, shuffled_steps=250)
+FULL = Recipe("full", train_images=4000, test_images=600, steps=1000, cosine_steps=1000, shuffled_steps=200)
 QUICK = Recipe(
-    "quick", train_images=900, test_images=240, steps=160, cosine_steps=160, shuffled_steps=60, resamples=500, pointed=4
+    "quick",
+    train_images=800,
+    test_images=200,
+    steps=90,
+    cosine_steps=90,
+    shuffled_steps=30,
+    resamples=500,
+    pointed=4,
+    rounds=1,
 )

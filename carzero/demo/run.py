@@ -12,24 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
 from carzero import __version__
+from carzero.bench.cases import Case, contenders
+from carzero.bench.measure import gemm_rate, take_turns
 from carzero.data.phantom import Phantom
 from carzero.demo import figures, phantoms
 from carzero.demo.baselines import CosineCARZero, pixel_scores
 from carzero.demo.page import write_page
 from carzero.demo.page_context import drawn_context
 from carzero.demo.recipe import Recipe
-from carzero.demo.speed import compare_backends
 from carzero.errors import UserError
 from carzero.models.carzero import CARZero
 from carzero.models.tokenizer import word_tokenizer
 from carzero.ops import backends
+from carzero.ops.spec import DecoderSpec
 from carzero.train.checkpoint import replace_folder
 from carzero.train.loop import train
 
@@ -85,7 +87,7 @@ def run_drawn(out: Path, recipe: Recipe, *, seed: int = 0) -> Path:
     with clock.stage("classify and measure"):
         measured = measure(model, cosine, chance, drawn, held_out, recipe)
     with clock.stage("time the op"):
-        speed = time_op()
+        speed = time_op(rounds=recipe.rounds)
 
     metrics = {
         "macro_auroc": measured["rows"]["held_out"]["value"],
@@ -166,14 +168,26 @@ def measure(
     }
 
 
-def time_op() -> dict[str, Any]:
-    """The chosen backend and plain torch beside the reference, at CARZero's published sizes."""
-    chosen, reason = backends.choose("auto", device=torch.device("cpu"), dtype=torch.float32, width=768, heads=4)
-    names = tuple(dict.fromkeys((chosen, "torch", "reference")))
-    memories, queries, rows = 8, 32, 197
-    seconds = compare_backends(names, memories=memories, queries=queries, rows=rows)
-    shape = {"memories": memories, "queries": queries, "rows": rows}
-    return {"chosen": chosen, "reason": reason, "shape": shape, "seconds": seconds}
+def time_op(
+    *, memories: int = 4, queries: int = 128, rounds: int = 3, spec: DecoderSpec | None = None
+) -> dict[str, Any]:
+    """The chosen backend, plain torch, the published module and the reference, at CARZero's published sizes.
+
+    Measured as `carzero bench` does, float32: forward with packed weights, forward and backward with dropout 0.1.
+    """
+    spec = spec or DecoderSpec()
+    chosen, reason = backends.choose(
+        "auto", device=torch.device("cpu"), dtype=torch.float32, width=spec.width, heads=spec.heads
+    )
+    names = list(dict.fromkeys((chosen, "torch", "reference")))
+    seconds: dict[str, dict[str, float]] = {name: {} for name in (*names, "published")}
+    modes: tuple[Literal["forward", "forward+backward"], ...] = ("forward", "forward+backward")
+    for mode in modes:
+        case = Case(mode=mode, memories=memories, queries=queries, spec=spec)
+        timings, _ = take_turns(contenders(case, names), gemm_rate(case.dtype), rounds)
+        for name, timing in timings.items():
+            seconds[name][mode] = timing.median
+    return {"chosen": chosen, "reason": reason, "shape": case.shape, "seconds": seconds}
 
 
 def versions() -> dict[str, str]:

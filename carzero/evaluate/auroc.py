@@ -87,8 +87,10 @@ def macro_auroc_interval(
         draws.append(_weighted(yc, sc, weights))
     if np.all(np.isnan(points)):
         return Interval(float("nan"), float("nan"), float("nan"))
-    with np.errstate(invalid="ignore"):
-        low, high = _percentiles(np.nanmean(np.stack(draws), axis=0), level)
+    table = np.stack(draws)
+    # a resample in which no class has both a positive and a negative says nothing
+    table = table[:, ~np.isnan(table).all(0)]
+    low, high = _percentiles(np.nanmean(table, axis=0), level)
     return Interval(float(np.nanmean(points)), low, high)
 
 
