@@ -78,3 +78,17 @@ def poisoned() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(was[0], warn_only=was[1])
         torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    """Folder of a tiny model with random weights that knows a few words."""
+    from carzero.models.carzero import CARZero
+    from carzero.models.config import CARZeroConfig
+    from carzero.models.tokenizer import word_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(["there is no left right effusion mass"])
+    folder = tmp_path_factory.mktemp("weights")
+    CARZero(CARZeroConfig.tiny(vocab_size=len(tokenizer)), tokenizer).save_pretrained(folder)
+    return folder

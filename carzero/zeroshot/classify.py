@@ -37,8 +37,10 @@ def choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float32, "this GPU has no bfloat16"
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return torch.bfloat16, "this CPU multiplies bfloat16 on AMX tiles several times faster than float32"
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16, "this CPU has AVX-512 products of bfloat16, twice as fast as those of float32"
     if device.type == "cpu":
-        return torch.float32, "without AMX a CPU multiplies bfloat16 slower than float32"
+        return torch.float32, "a CPU without AMX or AVX-512 bfloat16 multiplies bfloat16 slower than float32"
     return torch.float32, f"bfloat16 was not measured on {device.type}"
 
 

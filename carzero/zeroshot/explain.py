@@ -110,7 +110,7 @@ def explain_prompts(
         maps[layers].mean(0)[0, :, 1:].reshape(T, rows, columns)
 
     Args:
-        model: in evaluation mode.
+        model: dropout is off whatever its mode.
         image: what `carzero.ImageProcessor` takes.
         prompts: T texts.
         layers: decoder layers that are averaged; all if None, negative ones count from the last.
@@ -129,10 +129,11 @@ def explain_prompts(
         raise UserError(f"explain: layers must name some of the decoder's layers 0..{config.layers - 1}, got {chosen}.")
     processor = ImageProcessor(size=model.config.image.image_size)
     grey = processor.read(image)
-    images = model.encode_images(processor(grey).unsqueeze(0))
-    texts = model.encode_texts(list(prompts))
-    logits = model.similarity(images, texts)[0]
-    _, maps = model.decoder(images.memory, texts.query, row_count=images.row_count, return_attention=True)
+    with model.evaluating():
+        images = model.encode_images(processor(grey).unsqueeze(0))
+        texts = model.encode_texts(list(prompts))
+        logits = model.similarity(images, texts)[0]
+        _, maps = model.decoder(images.memory, texts.query, row_count=images.row_count, return_attention=True)
     first = 1 if config.memory_rows == "global+local" else 0
     grid = model.image_encoder.grid
     weights = maps[chosen].float().mean(0)[0, :, first:].reshape(len(prompts), *grid).cpu().numpy()

@@ -78,7 +78,7 @@ def one_by_one(model, paths, pool):
 def test_scores_are_those_of_one_image_and_one_prompt_at_a_time(model, folder, pool, plain):
     paths = sorted(folder.glob("*.png"))
     expected = one_by_one(model, paths, plain)
-    table = ZeroShotClassifier(model, PROMPTS, pool=pool, batch_size=3).predict(paths)
+    table = ZeroShotClassifier(model, PROMPTS, pool=pool, batch_size=3, dtype=torch.float32).predict(paths)
     assert list(table.columns) == ["image", *PROMPTS]
     assert table["image"].tolist() == [str(path) for path in paths]
     scores = table[list(PROMPTS)].to_numpy()
@@ -90,7 +90,7 @@ def test_scores_are_those_of_one_image_and_one_prompt_at_a_time(model, folder, p
 
 def test_batches_and_worker_processes_change_nothing(model, folder):
     tables = [
-        ZeroShotClassifier(model, PROMPTS, batch_size=size, workers=workers).predict(folder)
+        ZeroShotClassifier(model, PROMPTS, batch_size=size, workers=workers, dtype=torch.float32).predict(folder)
         for size, workers in [(16, 0), (1, 0), (4, 2)]
     ]
     for table in tables[1:]:
@@ -255,13 +255,13 @@ def test_choices_say_why(model, folder, monkeypatch):
     assert classifier.choices.backend == ("torch", "asked for")
     assert classifier.choices.workers[0] == 0
     assert reading.choose_workers(10_000)[0] >= 1
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert choose_dtype(torch.device("cpu")) == (
-        torch.float32,
-        "without AMX a CPU multiplies bfloat16 slower than float32",
-    )
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert choose_dtype(torch.device("cpu"))[0] == torch.bfloat16
+    for amx in (False, True):
+        for avx512 in (False, True):
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx512=avx512: avx512)
+            dtype, why = choose_dtype(torch.device("cpu"))
+            assert dtype == (torch.bfloat16 if amx or avx512 else torch.float32)
+            assert ("without" in why) == (dtype == torch.float32)
     assert classify.choose_dtype(torch.device("meta"))[0] == torch.float32
 
 
