@@ -2,7 +2,7 @@
 
 Usage::
 
-    python benchmarks/nih_cxr14.py --data DIR --out DIR [--seeds 0,1,2] [--steps N]
+    python benchmarks/nih_cxr14.py --data DIR --out DIR [--seeds 0,1,2] -- OPTIONS OF carzero train
 
 DIR is a folder with `labels.csv` (columns file, patient_id, finding_labels, no_finding and one 0/1 column per finding)
 and the images it names: here 781 frontal radiographs of 546 patients of NIH ChestX-ray14 (Wang et al., CVPR 2017).
