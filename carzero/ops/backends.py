@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 #: In order of preference where nothing else decides; `reference` is never chosen by itself.
 BACKENDS = ("cuda", "triton", "cpp", "torch", "reference")
-RECOMPUTE = ("auto", "full", "layer")
+RECOMPUTE = ("auto", "full", "layer", "none")
 
 #: Replaces "auto" by another backend in every call of the process.
 ENVIRONMENT = "CARZERO_BACKEND"
@@ -88,8 +89,14 @@ def choose(
     )
 
 
-def choose_recompute(recompute: str, *, backend: str, device: torch.device, tape_bytes: int) -> tuple[str, str]:
-    """How much the backward runs again, and why: ``"full"``, or ``"layer"`` with a tape of each layer's output."""
+def choose_recompute(
+    recompute: str, *, backend: str, device: torch.device, tape_bytes: Callable[[str], int]
+) -> tuple[str, str]:
+    """How much the backward runs again, and why; see `carzero.ops.tape`.
+
+    Args:
+        tape_bytes: size of the tape of a mode.
+    """
     if recompute != "auto":
         return recompute, "asked for"
     if backend != "torch":
@@ -97,10 +104,11 @@ def choose_recompute(recompute: str, *, backend: str, device: torch.device, tape
     free = free_bytes(device)
     if free is None:
         return "full", "free memory is not known"
-    sizes = f"a tape of {tape_bytes / 2**20:.0f} MiB beside {free / 2**20:.0f} MiB free"
-    if tape_bytes <= _TAPE_SHARE * free:
-        return "layer", sizes
-    return "full", f"{sizes}, above {_TAPE_SHARE:.0%}"
+    beside = f"beside {free / 2**20:.0f} MiB free"
+    for mode in ("none", "layer"):
+        if tape_bytes(mode) <= _TAPE_SHARE * free:
+            return mode, f"a tape of {tape_bytes(mode) / 2**20:.0f} MiB {beside}"
+    return "full", f"a tape of {tape_bytes('layer') / 2**20:.0f} MiB {beside} is above {_TAPE_SHARE:.0%}"
 
 
 def free_bytes(device: torch.device) -> int | None:

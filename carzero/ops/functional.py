@@ -12,6 +12,7 @@ from .call import autocast_dtype
 from .masks import original_rows as count_original_rows
 from .packing import PackedWeights, ProjectedMemory
 from .spec import DecoderWeights
+from .tape import TapeSize
 
 
 def pair_logits(
@@ -55,8 +56,9 @@ def pair_logits(
         direction: 0 where memories are images, 1 where they are texts; enters the random numbers only.
         memory_offset, query_offset: global index of the first memory and query; enter the random numbers only.
         backend: ``"auto"`` or one of `BACKENDS`.
-        recompute: ``"full"`` keeps nothing but the inputs for the backward; ``"layer"`` keeps each layer's output,
-            ``[L, M*Q, D]``; ``"auto"`` chooses by free memory.
+        recompute: ``"full"`` keeps nothing but the inputs for the backward; ``"layer"`` each layer's output,
+            ``[L, M*Q, D]``; ``"none"`` the result of every projection of each pair, so that the backward runs only the
+            scores again; ``"auto"`` chooses by free memory.
         tile_pairs: pairs in flight; default by device. Bounds the workspace, changes no mask.
 
     Returns:
@@ -230,7 +232,7 @@ def _pair(
     elif not isinstance(seed, Tensor):
         seed = torch.tensor([seed], dtype=torch.int64, device=queries.device)
     trains = weights_train or (torch.is_grad_enabled() and (memory.requires_grad or queries.requires_grad))
-    recompute = _recompute(trains, recompute, backend, memory, queries, tensors, pairs, projected)
+    recompute = _recompute(trains, recompute, backend, memory, queries, tensors, pairs, projected, dropout_p > 0.0)
     layers = [t for layer in tensors.layers for t in layer]
     head = list(tensors.head) if function == "pair_logits" else []
     op = getattr(torch.ops.carzero, function)
@@ -243,7 +245,7 @@ def _pair(
 
 def _recompute(
     trains: bool, recompute: str, backend: str, memory: Tensor, queries: Tensor, weights: DecoderWeights,
-    pairs: Tensor | None, projected: bool,
+    pairs: Tensor | None, projected: bool, dropout: bool,
 ) -> str:  # fmt: skip
     """The mode that the op is given: a tape only where there is a backward to read it."""
     if not trains:
@@ -254,12 +256,19 @@ def _recompute(
     spec = weights.spec
     dtype = autocast_dtype(queries.dtype, queries.device)
     chosen, _ = choose(
-        backend, device=queries.device, dtype=dtype, width=spec.width, heads=spec.heads, tape=recompute == "layer",
-        projected_backward=projected,
+        backend, device=queries.device, dtype=dtype, width=spec.width, heads=spec.heads,
+        tape=recompute in ("layer", "none"), projected_backward=projected,
     )  # fmt: skip
-    total = memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0]
-    size = spec.layers * total * spec.width * (8 if dtype == torch.float64 else 4)
-    return choose_recompute(recompute, backend=chosen, device=queries.device, tape_bytes=size)[0]
+    size = TapeSize(
+        layers=spec.layers,
+        pairs=memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0],
+        width=spec.width,
+        ffn=spec.ffn,
+        dtype=dtype,
+        device=queries.device,
+        dropout=dropout,
+    )
+    return choose_recompute(recompute, backend=chosen, device=queries.device, tape_bytes=size.bytes)[0]
 
 
 def _unpack_memory(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .call import Options
-from .rng import Site, keep_scale, lanes, threshold
+from .rng import Site, keep_scale, kept
 
 
 def original_rows(row_count: Tensor | None, rows: int) -> int:
@@ -49,10 +49,17 @@ class PairMasks:
             options.seed, options.dropout_p, options.direction, dtype,
         )  # fmt: skip
 
+    def features_kept(self, site: Site, layer: int, width: int) -> Tensor:
+        """Which elements are kept, bool ``[m, q, width]``."""
+        return kept(self.seed, site, layer, self.direction, 0, self.memory, self.query, width, self.p)
+
+    def multipliers(self, kept: Tensor) -> Tensor:
+        """0 where an element is dropped, the keep scale where it is kept."""
+        return kept.to(self.dtype).mul_(keep_scale(self.p))
+
     def features(self, site: Site, layer: int, width: int) -> Tensor:
         """Multipliers ``[m, q, width]``."""
-        drawn = lanes(self.seed, site, layer, self.direction, 0, self.memory, self.query, width)
-        return (drawn >= threshold(self.p)).to(self.dtype).mul_(keep_scale(self.p))
+        return self.multipliers(self.features_kept(site, layer, width))
 
     def attention(self, layer: int, heads: int, rows: int, row_count: Tensor | None) -> Tensor:
         """Multipliers ``[m, heads, q, rows]`` of the softmax weights.
@@ -65,12 +72,11 @@ class PairMasks:
         """
         head = torch.arange(heads, device=self.memory.device).view(heads, 1)
         memory, query = self.memory.unsqueeze(1), self.query.unsqueeze(1)
-        drawn = lanes(self.seed, Site.ATTENTION, layer, self.direction, head, memory, query, self.columns)
-        kept = drawn >= threshold(self.p)
+        stay = kept(self.seed, Site.ATTENTION, layer, self.direction, head, memory, query, self.columns, self.p)
         if row_count is None:
-            return kept.to(self.dtype).mul_(keep_scale(self.p))
+            return self.multipliers(stay)
         # kept lanes among columns start .. start + n - 1, as a difference of running sums
-        running = torch.nn.functional.pad(kept.cumsum(-1), (1, 0))
+        running = torch.nn.functional.pad(stay.cumsum(-1), (1, 0))
         start = torch.arange(rows, device=row_count.device).clamp_(max=self.columns)
         end = (start + row_count).clamp_(max=self.columns)
         shape = (*running.shape[:-1], rows)

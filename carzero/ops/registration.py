@@ -15,6 +15,7 @@ from . import native, reference, tiled, tiled_backward
 from .backends import choose
 from .call import Options, Params, autocast_dtype, wide_dtype
 from .spec import LAYER_PARAMETERS
+from .tape import TapeSize
 
 _library = torch.library.Library("carzero", "DEF")
 
@@ -57,7 +58,7 @@ def _backend(a: dict, *, backward: bool = False) -> str:
     queries: Tensor = a["queries"]
     return choose(
         a["backend"], device=queries.device, dtype=queries.dtype, width=queries.shape[1], heads=a["heads"],
-        tape=a.get("recompute") == "layer", projected_backward=backward and a["projected"],
+        tape=a.get("recompute", "full") != "full", projected_backward=backward and a["projected"],
     )[0]  # fmt: skip
 
 
@@ -71,13 +72,21 @@ def _out_dtype(a: dict) -> torch.dtype:
     return wide_dtype(a["queries"].dtype) if a["float32_out"] else a["queries"].dtype
 
 
+def _tape_size(a: dict) -> TapeSize:
+    memory, queries, pairs, layers = a["memory"], a["queries"], a["pairs"], a["layers"]
+    return TapeSize(
+        layers=len(layers) // len(LAYER_PARAMETERS),
+        pairs=memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0],
+        width=queries.shape[1],
+        ffn=layers[LAYER_PARAMETERS.index("linear1_weight")].shape[0],
+        dtype=queries.dtype,
+        device=queries.device,
+        dropout=a["dropout_p"] > 0.0,
+    )
+
+
 def _new_tape(a: dict) -> Tensor:
-    memory, queries, pairs = a["memory"], a["queries"], a["pairs"]
-    if a["recompute"] != "layer":
-        return queries.new_empty((0,), dtype=wide_dtype(queries.dtype))
-    total = memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0]
-    layers = len(a["layers"]) // len(LAYER_PARAMETERS)
-    return queries.new_empty((layers, total, queries.shape[1]), dtype=wide_dtype(queries.dtype))
+    return a["queries"].new_empty((_tape_size(a).bytes(a["recompute"]),), dtype=torch.uint8)
 
 
 def _forward(simr: bool, *values) -> tuple[Tensor, Tensor]:
@@ -92,7 +101,7 @@ def _forward(simr: bool, *values) -> tuple[Tensor, Tensor]:
             function = reference.pair_simr if simr else reference.pair_logits
             out = function(memory, queries, params, options)
         elif backend == "torch":
-            out = tiled.pair_forward(memory, queries, params, options, tape if tape.numel() else None)
+            out = tiled.pair_forward(memory, queries, params, options, _tape_size(a).views(tape, a["recompute"]))
         else:
             out = native.pair_forward(memory, queries, params, options, a["packed"])
     return out.reshape(_out_shape(simr, a)).to(_out_dtype(a)).contiguous(), tape
@@ -107,7 +116,8 @@ def _backward(simr: bool, grad: Tensor, tape: Tensor, *values) -> list[Tensor]:
             out = _reference_backward(simr, grad, memory, queries, params, options)
         elif backend == "torch":
             flat = grad.reshape(-1, grad.shape[-1]) if simr else grad.reshape(-1)
-            out = tiled_backward.pair_backward(flat, memory, queries, params, options, tape if tape.numel() else None)
+            kept = _tape_size(a).views(tape, a["recompute"])
+            out = tiled_backward.pair_backward(flat, memory, queries, params, options, kept)
         else:
             out = native.pair_backward(grad, memory, queries, params, options, a["packed"])
     return [g.contiguous() for g in out]

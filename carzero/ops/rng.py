@@ -38,6 +38,8 @@ class Site(IntEnum):
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
+# the upper bit of each 16-bit lane of an int64
+_SIGNS = 0x8000_8000_8000_8000 - (1 << 64)
 
 
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -47,14 +49,14 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tenso
     for _ in range(10):
         # the 64-bit product wraps in int64; its upper word comes out right after the mask
         p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = (
-            (((p1 >> 32) & _MASK) ^ c1 ^ k0),
-            p1 & _MASK,
-            (((p0 >> 32) & _MASK) ^ c3 ^ k1),
-            p0 & _MASK,
+        c0, c2 = (
+            ((p1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_MASK),
+            ((p0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_MASK),
         )
+        # operands of a xor that is masked: until the last round their upper halves may stay
+        c1, c3 = p1, p0
         k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 def seed_key(seed: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,15 +85,38 @@ def lanes(
     Returns:
         int64 ``[..., columns]`` with values in 0 .. 65535.
     """
+    return _signed_lanes(seed, site, layer, direction, head, memory, query, columns).to(torch.int64) + 32768
+
+
+def kept(
+    seed: Tensor,
+    site: Site,
+    layer: int,
+    direction: int,
+    head: int | Tensor,
+    memory: Tensor,
+    query: Tensor,
+    columns: int,
+    p: float,
+) -> Tensor:
+    """Which elements a dropout of p keeps, bool ``[..., columns]``: ``lanes(...) >= threshold(p)``."""
+    return _signed_lanes(seed, site, layer, direction, head, memory, query, columns) >= threshold(p) - 32768
+
+
+def _signed_lanes(
+    seed: Tensor, site: Site, layer: int, direction: int, head: int | Tensor, memory: Tensor, query: Tensor,
+    columns: int,
+) -> Tensor:  # fmt: skip
+    """`lanes` less 32768, int16: torch compares no unsigned 16-bit numbers."""
     blocks = (columns + 7) // 8
     device = memory.device
     word0 = torch.as_tensor(head, device=device) * (1 << 17) + (int(site) | layer << 8 | direction << 16)
     c3 = torch.arange(blocks, device=device)
     word0, memory, query = (x.unsqueeze(-1) for x in torch.broadcast_tensors(word0, memory & _MASK, query & _MASK))
-    drawn = philox_4x32((word0, memory, query, c3), seed_key(seed.to(device)))
-    words = torch.stack(torch.broadcast_tensors(*drawn), dim=-1)
-    both = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
-    return both.flatten(-3)[..., :columns]
+    w0, w1, w2, w3 = torch.broadcast_tensors(*philox_4x32((word0, memory, query, c3), seed_key(seed.to(device))))
+    # two words in one of 64 bits are four lanes in order: no pass over single lanes
+    words = torch.stack((w1 << 32 | w0, w3 << 32 | w2), -1)
+    return words.bitwise_xor_(_SIGNS).view(torch.int16).flatten(-2)[..., :columns]
 
 
 def threshold(p: float) -> int:

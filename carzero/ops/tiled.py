@@ -18,10 +18,12 @@ from .masks import PairMasks, original_rows
 from .prepared import Prepared, PreparedLayer, prepare
 from .reference import HEAD_SITES, dropped, row_bias, spread_rows
 from .rng import Site
+from .tape import Tape
 from .tiled_attention import (
     TileMemory,
     absorb,
     absorption_pays,
+    attend,
     attended,
     layer_queries,
     probabilities,
@@ -46,27 +48,29 @@ class Shared(NamedTuple):
     columns: int
 
 
-def pair_forward(
-    memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tensor | None = None
-) -> Tensor:
+def pair_forward(memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tape | None = None) -> Tensor:
     """Flat results of all pairs in the wide dtype: logits ``[N]``, or representations ``[N, D]``.
 
     Args:
-        tape: ``[L, N, D]`` float32 to fill with each layer's output, or None.
+        tape: to be filled for the backward, or None.
     """
     shared = share(queries, params, options, memory)
     weights = shared.weights
     shape = (_total(memory, queries, options), queries.shape[1])
     out = queries.new_empty(shape if options.simr else shape[:1], dtype=weights.wide)
     for tile in tiles(memory, queries, options):
-        part = tile_memory(memory, tile, shared, may_absorb=True)
+        # a full tape holds what absorption never makes: q and the attention output before its projection
+        part = tile_memory(memory, tile, shared, may_absorb=tape is None or tape.middle is None)
         for block in tile.blocks:
             masks = block_masks(shared, tile, block)
             t, q1 = block_start(shared, tile, block)
             for l, layer in enumerate(weights.layers):
-                t = _feed(t, attended(t, q1, part, l, weights, masks), layer, l, weights, masks)
+                if tape is not None and tape.middle is not None:
+                    t = _taped_layer(t, q1, part, layer, l, weights, masks, block, tape)
+                else:
+                    t = _feed(t, attended(t, q1, part, l, weights, masks), layer, l, weights, masks)
                 if tape is not None:
-                    block.put(tape[l], t)
+                    block.put(tape.end[l], t)
             t = weights.layer_norm(t, weights.norm)
             block.put(out, t if options.simr else _head(t, weights, masks))
     return out
@@ -169,6 +173,41 @@ def _feed(t: Tensor, o: Tensor, layer: PreparedLayer, l: int, weights: Prepared,
     h = weights.linear(weights.layer_norm(t, layer.norm3), layer.w1, layer.b1).relu_()
     h = dropped(h, masks, Site.FFN_HIDDEN, l)
     return t.add_(dropped(weights.linear(h, layer.w2, layer.b2), masks, Site.AFTER_FFN, l))
+
+
+def _taped_layer(
+    t: Tensor, q1: Tensor, part: TileMemory, layer: PreparedLayer, l: int, weights: Prepared,
+    masks: PairMasks | None, block: Block, tape: Tape,
+) -> Tensor:  # fmt: skip
+    """One layer, all of whose GEMM results are kept."""
+    q = layer_queries(t, q1, l, weights)
+    if l:
+        _keep(tape.query, l - 1, block, q)
+    o = attend(q, part, l, weights, masks)
+    _keep(tape.attended, l, block, o)
+    o = weights.linear(o, layer.o_weight, layer.o_bias)
+    t = t + _taped_mask(o, masks, Site.AFTER_OUT_PROJECTION, l, block, tape.middle_kept)
+    _keep(tape.middle, l, block, t)
+    h = weights.linear(weights.layer_norm(t, layer.norm3), layer.w1, layer.b1).relu_()
+    h = dropped(h, masks, Site.FFN_HIDDEN, l).to(weights.gemm)
+    _keep(tape.hidden, l, block, h)
+    h = weights.linear(h, layer.w2, layer.b2)
+    return t + _taped_mask(h, masks, Site.AFTER_FFN, l, block, tape.end_kept)
+
+
+def _keep(field: Tensor | None, l: int, block: Block, value: Tensor) -> None:
+    assert field is not None
+    block.put(field[l], value)
+
+
+def _taped_mask(
+    x: Tensor, masks: PairMasks | None, site: Site, l: int, block: Block, kept: Tensor | None
+) -> Tensor:  # fmt: skip
+    if masks is None:
+        return x
+    stay = masks.features_kept(site, l, x.shape[-1])
+    _keep(kept, l, block, stay)
+    return x.mul_(masks.multipliers(stay))
 
 
 def _head(simr: Tensor, weights: Prepared, masks: PairMasks | None) -> Tensor:

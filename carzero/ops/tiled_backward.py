@@ -17,6 +17,7 @@ from .masks import PairMasks
 from .prepared import Prepared
 from .reference import HEAD_SITES
 from .rng import Site, keep_scale
+from .tape import Tape
 from .tiled import Shared, block_masks, block_start, present_rows, share, tile_memory, tiles
 from .tiled_attention import (
     TileMemory,
@@ -26,6 +27,7 @@ from .tiled_attention import (
     probabilities,
     weigh,
 )
+from .tiles import Block
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,13 @@ class Gradients:
 
 
 def pair_backward(
-    grad: Tensor, memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tensor | None = None
+    grad: Tensor, memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tape | None = None
 ) -> list[Tensor]:
     """Gradients of memory, queries and all weights, each in its own dtype; the key bias, which cancels, gets zeros.
 
     Args:
         grad: ``[N]`` of logits or ``[N, D]`` of representations, flat.
-        tape: ``[L, N, D]`` each layer's output, or None to run the layers again from the start.
+        tape: what the forward kept, or None to run the layers again from the start.
     """
     shared = share(queries, params, options, memory)
     weights = shared.weights
@@ -72,13 +74,16 @@ def pair_backward(
                     t = steps.output(saved[-1], l)
                 end = t
             else:
-                end = block.take(tape[last])
+                end = block.take(tape.end[last])
             dt = steps.head_backward(end, block.take(grad))
             for l in range(last, -1, -1):
                 if tape is None:
                     state = saved.pop()
                 else:
-                    state = steps.forward(block.take(tape[l - 1]) if l else t, q1, l)
+                    start = block.take(tape.end[l - 1]) if l else t
+                    state = (
+                        steps.forward(start, q1, l) if tape.middle is None else steps.read(start, q1, l, block, tape)
+                    )
                 dt, dq = steps.backward(dt, state, l)
             _add_to_queries(total.t0, block.query, dt)
             _add_to_queries(total.q1, block.query, dq)
@@ -163,6 +168,11 @@ def _norm_backward(
     return dx
 
 
+def _taken(field: Tensor | None, l: int, block: Block) -> Tensor:
+    assert field is not None
+    return block.take(field[l])
+
+
 def _times(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
@@ -214,6 +224,25 @@ class _Steps:
         h = weights.linear(y, layer.w1, layer.b1).relu_()
         h = _times(h, self._mask(Site.FFN_HIDDEN, l, h.shape[-1])).to(weights.gemm)
         return _Layer(t, q, a, a_mask, o, o_mask, middle, y, h, self._mask(Site.AFTER_FFN, l, d))
+
+    def read(self, t: Tensor, q1: Tensor, l: int, block: Block, tape: Tape) -> _Layer:
+        """The same from a tape that holds the results of all GEMMs but the scores."""
+        weights, part, masks = self.shared.weights, self.part, self.masks
+        assert tape.query is not None
+        q = block.take(tape.query[l - 1]) if l else q1.to(weights.gemm)
+        middle = _taken(tape.middle, l, block)
+        return _Layer(
+            start=t,
+            q=q,
+            attention=probabilities(q, part, l, weights),
+            attention_mask=None if masks is None else attention_mask(masks, l, weights.heads, part),
+            o=_taken(tape.attended, l, block),
+            o_mask=None if masks is None else masks.multipliers(_taken(tape.middle_kept, l, block)),
+            middle=middle,
+            y=weights.layer_norm(middle, weights.layers[l].norm3).to(weights.gemm),
+            h=_taken(tape.hidden, l, block),
+            out_mask=None if masks is None else masks.multipliers(_taken(tape.end_kept, l, block)),
+        )
 
     def output(self, s: _Layer, l: int) -> Tensor:
         """The layer's output ``[m, q, D]``."""

@@ -50,6 +50,7 @@ RUNNERS = (
     Runner("reference", "reference"),
     Runner("torch", "torch", absorb=False),
     Runner("torch-layer", "torch", recompute="layer", absorb=False),
+    Runner("torch-none", "torch", recompute="none"),
     Runner("torch-absorbed", "torch", absorb=True),
     Runner("torch-16-bit", "torch", sixteen_bit=True),
     Runner("cpp", "cpp"),

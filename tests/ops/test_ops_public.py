@@ -62,7 +62,7 @@ WRONG_TYPE = torch.zeros(3, 7, 64, dtype=torch.int64)
         ({"memory_offset": -1}, ValueError, r"memory_offset must lie in 0 .. 2\*\*32 - 1, got -1"),
         ({"query_offset": 2**32}, ValueError, "query_offset must lie in"),
         ({"backend": "tritn"}, ValueError, "one of auto, cuda, .*, reference, got 'tritn'; the nearest is 'triton'"),
-        ({"recompute": "ful"}, ValueError, "one of auto, full, layer, got 'ful'; the nearest is 'full'"),
+        ({"recompute": "ful"}, ValueError, "one of auto, full, layer, none, got 'ful'; the nearest is 'full'"),
         ({"tile_pairs": 0}, ValueError, "tile_pairs must be a positive number of pairs or None, got 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -169,14 +169,20 @@ def test_the_environment_replaces_auto_and_nothing_else(monkeypatch: pytest.Monk
 def test_recompute_is_chosen_by_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(backends, "free_bytes", lambda _: 1000 * 2**20)
-    small = choose_recompute("auto", backend="torch", device=cpu, tape_bytes=100 * 2**20)
-    large = choose_recompute("auto", backend="torch", device=cpu, tape_bytes=101 * 2**20)
-    assert small == ("layer", "a tape of 100 MiB beside 1000 MiB free")
-    assert large == ("full", "a tape of 101 MiB beside 1000 MiB free, above 10%")
-    assert choose_recompute("auto", backend="cpp", device=cpu, tape_bytes=0) == ("full", "cpp writes no tape")
-    assert choose_recompute("layer", backend="torch", device=cpu, tape_bytes=10**12) == ("layer", "asked for")
+    tape = {"none": 400 * 2**20, "layer": 100 * 2**20}
+
+    def choose(recompute: str, backend: str, share: float) -> tuple[str, str]:
+        return choose_recompute(
+            recompute, backend=backend, device=cpu, tape_bytes=lambda mode: round(share * tape[mode])
+        )  # fmt: skip
+
+    assert choose("auto", "torch", 0.25) == ("none", "a tape of 100 MiB beside 1000 MiB free")
+    assert choose("auto", "torch", 0.26) == ("layer", "a tape of 26 MiB beside 1000 MiB free")
+    assert choose("auto", "torch", 1.01) == ("full", "a tape of 101 MiB beside 1000 MiB free is above 10%")
+    assert choose("auto", "cpp", 0.0) == ("full", "cpp writes no tape")
+    assert choose("none", "torch", 1e6) == ("none", "asked for")
     monkeypatch.setattr(backends, "free_bytes", lambda _: None)
-    assert choose_recompute("auto", backend="torch", device=cpu, tape_bytes=1)[0] == "full"
+    assert choose("auto", "torch", 0.0) == ("full", "free memory is not known")
 
 
 def test_cache_packs_again_only_after_a_write() -> None:
