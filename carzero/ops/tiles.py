@@ -24,14 +24,18 @@ class Block:
         query: int64 query indices, ``[m, q]``, or ``[1, q]`` where all memories of the tile meet the same queries.
         position: int64 ``[m, q]``, each pair's place in the flat output.
         valid: bool ``[m, q]``, or None where every slot is a pair.
+        start: the first position where they follow each other, so that nothing need be gathered; else None.
     """
 
     query: Tensor
     position: Tensor
     valid: Tensor | None
+    start: int | None = None
 
     def take(self, flat: Tensor) -> Tensor:
-        """``[m, q, ...]`` of the pairs' entries of ``[N, ...]``; zeros where there is no pair."""
+        """``[m, q, ...]`` of the pairs' entries of ``[N, ...]``, perhaps a view; zeros where there is no pair."""
+        if self.start is not None:
+            return self._span(flat)
         taken = flat[self.position]
         if self.valid is None:
             return taken
@@ -39,10 +43,15 @@ class Block:
 
     def put(self, flat: Tensor, grid: Tensor) -> None:
         """Write ``[m, q, ...]`` to the pairs' entries of ``[N, ...]``."""
-        if self.valid is None:
+        if self.start is not None:
+            self._span(flat).copy_(grid)
+        elif self.valid is None:
             flat[self.position] = grid
         else:
             flat[self.position[self.valid]] = grid[self.valid]
+
+    def _span(self, flat: Tensor) -> Tensor:
+        return flat.narrow(0, self.start or 0, self.position.numel()).unflatten(0, self.position.shape)
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,9 @@ def _plan_grid(memories: int, queries: int, device: torch.device, tile: int, tog
         blocks = []
         for q0 in range(0, queries, q_step):
             query = torch.arange(q0, min(q0 + q_step, queries), device=device).unsqueeze(0)
-            blocks.append(Block(query, memory.unsqueeze(1) * queries + query, None))
+            whole = memory.numel() == 1 or query.numel() == queries
+            start = m0 * queries + q0 if whole else None
+            blocks.append(Block(query, memory.unsqueeze(1) * queries + query, None, start))
         yield Tile(memory, blocks)
 
 
