@@ -110,6 +110,7 @@ class SimRDecoder(nn.Module):
         backend: str = "auto",
         recompute: str = "auto",
         tile_pairs: int | None = None,
+        original_rows: int | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of all pairs, or of some.
 
@@ -124,7 +125,7 @@ class SimRDecoder(nn.Module):
             seed: of the dropout masks while training; None draws one from torch's generator.
             direction: 0 where memories are images, 1 where they are texts; random numbers only.
             memory_offset, query_offset: global index of the first memory and query; random numbers only.
-            backend, recompute, tile_pairs: as in `carzero.ops.pair_logits`.
+            backend, recompute, tile_pairs, original_rows: as in `carzero.ops.pair_logits`.
 
         Returns:
             logits ``[M, Q]`` (``[N]`` for pairs); with `return_attention` also maps ``[L, M, Q, P]`` (``[L, N, P]``)
@@ -134,6 +135,8 @@ class SimRDecoder(nn.Module):
             UserError: `lengths` has another shape, or comes together with `row_count` or a projected memory.
         """
         if lengths is not None:
+            if isinstance(memory, Tensor) and original_rows is None:
+                original_rows = memory.shape[1]
             memory, row_count = _collapse(memory, lengths, row_count)
         dropout = self.config.dropout if self.training else 0.0
         if dropout > 0.0 and seed is None:
@@ -153,11 +156,14 @@ class SimRDecoder(nn.Module):
             backend=backend,
             recompute=recompute,
             tile_pairs=tile_pairs,
+            original_rows=original_rows,
         )
         if not return_attention:
             return logits
         with torch.no_grad():
-            return logits, pair_attention(memory, queries, weights, row_count=row_count, pairs=pairs)
+            return logits, pair_attention(
+                memory, queries, weights, row_count=row_count, pairs=pairs, original_rows=original_rows
+            )
 
     @classmethod
     def from_upstream(cls, state_dict: Mapping[str, Tensor], heads: int = 4) -> SimRDecoder:

@@ -70,6 +70,7 @@ class Options:
         projected: the memory is ``[M, P, L, 2, D]`` keys and values.
         simr: stop at the representation ``LN0(t)``.
         tile_pairs: 0 for automatic.
+        original_rows: P0, the rows that `row_count` stands for, or 0 to read it off, for which a GPU has to wait.
     """
 
     row_count: Tensor | None = None
@@ -82,6 +83,7 @@ class Options:
     projected: bool = False
     simr: bool = False
     tile_pairs: int = 0
+    original_rows: int = 0
 
 
 def autocast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

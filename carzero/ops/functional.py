@@ -30,6 +30,7 @@ def pair_logits(
     backend: str = "auto",
     recompute: str = "auto",
     tile_pairs: int | None = None,
+    original_rows: int | None = None,
 ) -> Tensor:
     """Similarity logits of all pairs of M memories and Q queries through the cross-attention decoder.
 
@@ -60,6 +61,8 @@ def pair_logits(
             ``[L, M*Q, D]``; ``"none"`` the result of every projection of each pair, so that the backward runs only the
             scores again; ``"auto"`` chooses by free memory.
         tile_pairs: pairs in flight; default by device. Bounds the workspace, changes no mask.
+        original_rows: P0, rows of the memory before collapse, at least what `row_count` stands for. Worth giving with
+            dropout and `row_count` on a GPU, which otherwise has to be waited for to learn it; it changes no result.
 
     Returns:
         ``[M, Q]`` (``[N]`` with `pairs`); the inputs' dtype, float32 under autocast.
@@ -72,7 +75,7 @@ def pair_logits(
     """
     return _pair(
         "pair_logits", memory, queries, weights, row_count, pairs, dropout_p, seed, direction,
-        (memory_offset, query_offset), backend, recompute, tile_pairs,
+        (memory_offset, query_offset), backend, recompute, tile_pairs, original_rows,
     )  # fmt: skip
 
 
@@ -91,6 +94,7 @@ def pair_simr(
     backend: str = "auto",
     recompute: str = "auto",
     tile_pairs: int | None = None,
+    original_rows: int | None = None,
 ) -> Tensor:
     """Similarity representations of all pairs: what `pair_logits` gives to its head, before the head's dropout.
 
@@ -109,7 +113,7 @@ def pair_simr(
     """
     return _pair(
         "pair_simr", memory, queries, weights, row_count, pairs, dropout_p, seed, direction,
-        (memory_offset, query_offset), backend, recompute, tile_pairs,
+        (memory_offset, query_offset), backend, recompute, tile_pairs, original_rows,
     )  # fmt: skip
 
 
@@ -147,15 +151,9 @@ def pair_attention(
         validation.check_row_count(function, row_count, memory)
         validation.check_pairs(function, pairs, memory, queries)
         validation.check_options(function, 0.0, None, 0, (0, 0), backend, "full", None)
+        validation.check_original_rows(function, original_rows, row_count, memory)
         if original_rows is None:
             original_rows = count_original_rows(row_count, memory.shape[1])
-        elif not torch.compiler.is_compiling():
-            least = count_original_rows(row_count, memory.shape[1])
-            if original_rows < least:
-                raise ValueError(
-                    f"{function}: original_rows must be at least {least}, the rows that memory and row_count stand "
-                    f"for, got {original_rows}."
-                )
         layers = [t for layer in tensors.layers for t in layer]
         return torch.ops.carzero.pair_attention(
             memory, queries, row_count, pairs, tensors.norm_weight, tensors.norm_bias, layers,
@@ -212,7 +210,7 @@ def pack_weights(weights: DecoderWeights, dtype: torch.dtype | None = None) -> P
 
 def _pair(
     function: str, memory, queries, weights, row_count, pairs, dropout_p, seed, direction, offsets, backend, recompute,
-    tile_pairs,
+    tile_pairs, original_rows,
 ) -> Tensor:  # fmt: skip
     memory, row_count, projected = _unpack_memory(function, memory, row_count)
     tensors, packed = _unpack_weights(weights)
@@ -220,6 +218,7 @@ def _pair(
     validation.check_row_count(function, row_count, memory)
     validation.check_pairs(function, pairs, memory, queries)
     validation.check_options(function, dropout_p, seed, direction, offsets, backend, recompute, tile_pairs)
+    validation.check_original_rows(function, original_rows, row_count, memory)
     flat = tensors.flat()
     weights_train = torch.is_grad_enabled() and any(t.requires_grad for t in flat)
     if projected and weights_train:
@@ -239,7 +238,7 @@ def _pair(
     return op(
         memory, queries, row_count, pairs, tensors.norm_weight, tensors.norm_bias, layers, head,
         _blob(packed, queries), tensors.spec.heads, tensors.spec.eps, dropout_p, seed, direction, *offsets, projected,
-        False, backend, recompute, tile_pairs or 0,
+        False, backend, recompute, tile_pairs or 0, original_rows or 0,
     )[0]  # fmt: skip
 
 

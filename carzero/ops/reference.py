@@ -56,7 +56,7 @@ def _simr(
     wide = wide_dtype(queries.dtype)
     params = Params.from_flat([p.to(wide) for p in params.flat()], len(params.layers), params.heads, params.eps)
     count, heads = options.row_count, params.heads
-    columns = original_rows(count, memory.shape[1])
+    columns = options.original_rows or original_rows(count, memory.shape[1])
 
     if options.projected:
         kv = memory.to(wide)

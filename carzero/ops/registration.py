@@ -23,7 +23,7 @@ _INPUTS = (
     "Tensor memory, Tensor queries, Tensor? row_count, Tensor? pairs, Tensor norm_weight, Tensor norm_bias, "
     "Tensor[] layers, Tensor[] head, Tensor? packed, int heads, float eps, float dropout_p, Tensor? seed, "
     "int direction, SymInt memory_offset, SymInt query_offset, bool projected, bool float32_out, str backend, "
-    "str recompute, SymInt tile_pairs"
+    "str recompute, SymInt tile_pairs, SymInt original_rows"
 )
 _ATTENTION_INPUTS = (
     "Tensor memory, Tensor queries, Tensor? row_count, Tensor? pairs, Tensor norm_weight, Tensor norm_bias, "
@@ -49,7 +49,7 @@ def _call(simr: bool, values: tuple) -> tuple[Params, Options, dict]:
     options = Options(
         row_count=a["row_count"], pairs=a["pairs"], dropout_p=a["dropout_p"], seed=a["seed"],
         direction=a["direction"], memory_offset=a["memory_offset"], query_offset=a["query_offset"],
-        projected=a["projected"], simr=simr, tile_pairs=a["tile_pairs"],
+        projected=a["projected"], simr=simr, tile_pairs=a["tile_pairs"], original_rows=a["original_rows"],
     )  # fmt: skip
     return params, options, a
 

@@ -58,7 +58,7 @@ def pair_forward(memory: Tensor, queries: Tensor, params: Params, options: Optio
     weights = shared.weights
     shape = (_total(memory, queries, options), queries.shape[1])
     out = queries.new_empty(shape if options.simr else shape[:1], dtype=weights.wide)
-    for tile in tiles(memory, queries, options):
+    for tile in tiles(memory, queries, shared):
         # a full tape holds what absorption never makes: q and the attention output before its projection
         part = tile_memory(memory, tile, shared, may_absorb=tape is None or tape.middle is None)
         for block in tile.blocks:
@@ -82,7 +82,7 @@ def pair_attention(memory: Tensor, queries: Tensor, params: Params, options: Opt
     weights = shared.weights
     shape = (len(weights.layers), _total(memory, queries, options), columns)
     out = queries.new_empty(shape, dtype=weights.wide)
-    for tile in tiles(memory, queries, options):
+    for tile in tiles(memory, queries, shared):
         part = tile_memory(memory, tile, shared)
         for block in tile.blocks:
             t, q1 = block_start(shared, tile, block)
@@ -106,14 +106,20 @@ def share(queries: Tensor, params: Params, options: Options, memory: Tensor) -> 
     t0 = weights.layer_norm(queries.to(weights.wide), weights.norm)
     first = weights.layers[0]
     q1 = weights.linear(weights.layer_norm(t0, first.norm2), first.q_weight, first.q_bias)
-    columns = original_rows(options.row_count, memory.shape[1]) if options.dropout_p else memory.shape[1]
+    columns = memory.shape[1]
+    if options.dropout_p:
+        columns = options.original_rows or original_rows(options.row_count, columns)
     return Shared(weights, options, t0, q1, columns)
 
 
-def tiles(memory: Tensor, queries: Tensor, options: Options) -> Iterator[Tile]:
+def tiles(memory: Tensor, queries: Tensor, shared: Shared) -> Iterator[Tile]:
     """The call's tiles."""
     m, p = memory.shape[:2]
-    return plan(m, queries.shape[0], p, options.pairs, memory.device, options.tile_pairs)
+    weights, options = shared.weights, shared.options
+    d, f = queries.shape[1], weights.layers[0].w1.shape[0]
+    # residual stream and a GEMM's result, its operand, and the hidden rows
+    pair_bytes = 2 * d * weights.wide.itemsize + (d + f) * weights.gemm.itemsize
+    return plan(m, queries.shape[0], p, options.pairs, memory.device, options.tile_pairs, pair_bytes)
 
 
 def tile_memory(memory: Tensor, tile: Tile, shared: Shared, *, may_absorb: bool = False) -> TileMemory:

@@ -61,7 +61,7 @@ def pair_backward(
     grad = grad.to(weights.wide)
     d_memory = memory.new_zeros(memory.shape)
     last = len(weights.layers) - 1
-    for tile in tiles(memory, queries, options):
+    for tile in tiles(memory, queries, shared):
         part = tile_memory(memory, tile, shared)
         d_kv = torch.zeros_like(part.kv, dtype=weights.wide)
         for block in tile.blocks:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows of keys and values that exist at a time, and pairs: on CPU a block's activations should stay in cache while its
-# GEMMs are long enough to run at full rate; a GPU wants more of both.
+# Rows of keys and values that exist at a time, and pairs: a block's activations should stay in cache while its GEMMs
+# are long enough to run at full rate. Elsewhere than on a CPU that cache is the L2, see `_block_pairs`.
 _ROWS = {"cpu": 1600}
 _ROWS_ELSEWHERE = 16384
-_PAIRS = {"cpu": 1024}
-_PAIRS_ELSEWHERE = 16384
+_CPU_PAIRS = 1024
+# below this a GEMM of CARZero's width has fewer tiles than a large GPU has multiprocessors
+_LEAST_PAIRS = 4096
+_L2_UNKNOWN = 40 * 2**20
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Tile:
 
 
 def plan(
-    memories: int, queries: int, rows: int, pairs: Tensor | None, device: torch.device, tile: int
+    memories: int, queries: int, rows: int, pairs: Tensor | None, device: torch.device, tile: int, pair_bytes: int
 ) -> Iterator[Tile]:
     """Tiles that cover every pair once.
 
@@ -71,14 +73,27 @@ def plan(
         rows: P, rows of keys and values per memory.
         pairs: int64 ``[N, 2]``, or None for all ``memories * queries`` pairs in row-major order.
         tile: pairs per block; 0 chooses by device.
+        pair_bytes: what a pair in flight has in memory at a time.
     """
     most_rows = _ROWS.get(device.type, _ROWS_ELSEWHERE)
-    tile = tile or _PAIRS.get(device.type, _PAIRS_ELSEWHERE)
+    tile = tile or _block_pairs(device, pair_bytes)
     together = max(1, most_rows // max(rows, 1))
     if pairs is not None:
         yield from _plan_list(pairs, memories, device, tile, together)
     elif memories and queries:
         yield from _plan_grid(memories, queries, device, tile, together)
+
+
+def _block_pairs(device: torch.device, pair_bytes: int) -> int:
+    """Pairs of a block: as many thousands as the device's cache holds the activations of."""
+    if device.type == "cpu":
+        return _CPU_PAIRS
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if _has_cuda(device) else _L2_UNKNOWN
+    return max(_LEAST_PAIRS, cache // pair_bytes // 1024 * 1024)
+
+
+def _has_cuda(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_available()
 
 
 def _plan_grid(memories: int, queries: int, device: torch.device, tile: int, together: int) -> Iterator[Tile]:

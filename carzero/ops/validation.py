@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .backends import BACKENDS, RECOMPUTE, check_name
 from .call import autocast_dtype
+from .masks import original_rows as count_original_rows
 from .spec import DecoderSpec, DecoderWeights
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -95,6 +96,20 @@ def check_row_count(function: str, row_count: Tensor | None, memory: Tensor) -> 
                 f"{function}: row_count must be 0 (absent), 1, or the number of equal rows that a row stands for; got "
                 f"{lowest}."
             )
+
+
+def check_original_rows(function: str, original_rows: int | None, row_count: Tensor | None, memory: Tensor) -> None:
+    """At least the rows that memory and row_count stand for; on a GPU their counts are not read back."""
+    if original_rows is None or torch.compiler.is_compiling():
+        return
+    least = memory.shape[1] if row_count is None else 1
+    if row_count is not None and row_count.device.type == "cpu":
+        least = count_original_rows(row_count, memory.shape[1])
+    if original_rows < least:
+        raise ValueError(
+            f"{function}: original_rows must be at least {least}, the rows that memory and row_count stand for, got "
+            f"{original_rows}."
+        )
 
 
 def check_pairs(function: str, pairs: Tensor | None, memory: Tensor, queries: Tensor) -> None:

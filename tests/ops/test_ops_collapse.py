@@ -56,6 +56,16 @@ def test_collapse_is_exact_in_float64(runner: Runner, dropout_p: float) -> None:
         assert error(value, theirs[name]) <= COLLAPSE.value, name
 
 
+@pytest.mark.parametrize("runner", RUNNERS, ids=lambda r: r.name)
+def test_naming_the_original_rows_changes_nothing(runner: Runner) -> None:
+    lengths = [4, 9, 1, 23, 24]
+    case = collapsed(padded_case(torch.float32, lengths, 24, dropout_p=0.35, seed=17), lengths)
+    plain = values(runner, case)
+    for rows in (24, 41):
+        for name, value in values(runner, case.with_options(original_rows=rows)).items():
+            assert torch.equal(value, plain[name]), (rows, name)
+
+
 def memory_apart(runner: Runner, case: Case) -> dict[str, torch.Tensor]:
     """Output and gradients by name, the memory's whole."""
     with runner.forced():

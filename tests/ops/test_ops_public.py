@@ -63,6 +63,7 @@ WRONG_TYPE = torch.zeros(3, 7, 64, dtype=torch.int64)
         ({"query_offset": 2**32}, ValueError, "query_offset must lie in"),
         ({"backend": "tritn"}, ValueError, "one of auto, cuda, .*, reference, got 'tritn'; the nearest is 'triton'"),
         ({"recompute": "ful"}, ValueError, "one of auto, full, layer, none, got 'ful'; the nearest is 'full'"),
+        ({"original_rows": 6}, ValueError, "original_rows must be at least 7, the rows that memory and row_count"),
         ({"tile_pairs": 0}, ValueError, "tile_pairs must be a positive number of pairs or None, got 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

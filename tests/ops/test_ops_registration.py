@@ -24,7 +24,7 @@ def raw_arguments(
     return (
         case.memory, case.queries, case.options.get("row_count"), case.options.get("pairs"), w.norm_weight, w.norm_bias,
         [t for layer in w.layers for t in layer], list(w.head) if head else [], None, SPEC.heads, SPEC.eps, 0.2,
-        torch.tensor([4]), 1, 5, 6, False, False, backend, recompute, 0,
+        torch.tensor([4]), 1, 5, 6, False, False, backend, recompute, 0, 0,
     )  # fmt: skip
 
 
