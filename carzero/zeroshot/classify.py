@@ -20,6 +20,7 @@ from carzero.models.config import TextMode
 from carzero.models.text import clean_text
 from carzero.ops import backends
 from carzero.prompts.sets import PromptSet
+from carzero.zeroshot.graphs import GraphedBatches, choose_graph
 from carzero.zeroshot.reading import choose_workers, read_batches
 
 if TYPE_CHECKING:
@@ -50,12 +51,14 @@ class Choices:
 
     Args:
         device, dtype, backend, workers: pairs (value, reason).
+        graph: whether batches are replayed from a CUDA graph, and why.
     """
 
     device: tuple[torch.device, str]
     dtype: tuple[torch.dtype, str]
     backend: tuple[str, str]
     workers: tuple[int, str]
+    graph: tuple[bool, str]
 
 
 class ZeroShotClassifier:
@@ -82,7 +85,7 @@ class ZeroShotClassifier:
     Attributes:
         failures: DataFrame with the columns ``image`` and ``reason``: what the last `predict` could not score.
         warnings: sentences on images that the last `predict` scored but that look odd.
-        choices: device, dtype, backend and workers of the last `predict`, each with its reason.
+        choices: device, dtype, backend, workers and graph of the last `predict`, each with its reason.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class ZeroShotClassifier:
         self.failures = _table_of_failures([])
         self.warnings: list[str] = []
         self._bank: TextBank | None = None
+        self._graphed = GraphedBatches(self._similarity, batch_size)
 
     def predict(
         self,
@@ -182,18 +186,27 @@ class ZeroShotClassifier:
     @torch.no_grad()
     def score(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pooled logits of prepared images: float [B, 3, S, S] -> float32 [B, classes] on the CPU."""
-        device, dtype = self._device[0], self._dtype[0]
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            images = self.model.encode_images(pixels.to(device, non_blocking=True))
-            logits = self.model.similarity(images, self._texts(), batch_size=len(images), backend=self.backend)
+        pixels = pixels.to(self._device[0], non_blocking=True)
+        # before a graph's capture, which has no place for the tokenizer
+        self._texts()
+        logits = self._graphed(pixels) if self.choices.graph[0] and len(pixels) else self._similarity(pixels)
         parts = logits.float().split(self.prompts.sizes, 1)
         return torch.stack([part.mean(1) if self.pool == "mean" else part.amax(1) for part in parts], 1).cpu()
+
+    def _similarity(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits of all prompts: [B, 3, S, S] -> [B, T], on the device."""
+        device, dtype = self._device[0], self._dtype[0]
+        # a graph would hold autocast's cached copies of weights by their addresses, after they are freed
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32, cache_enabled=device.type != "cuda"):
+            images = self.model.encode_images(pixels)
+            return self.model.similarity(images, self._texts(), batch_size=len(images), backend=self.backend)
 
     def _texts(self) -> TextBank:
         if self._bank is None:
             dtype = self._dtype[0]
-            encoded = self.model.encode_texts(self.prompts.texts, batch_size=64)
-            self._bank = self.model.text_bank(encoded if dtype == torch.float32 else encoded.to(dtype))
+            with torch.autocast(self._device[0].type, dtype, enabled=dtype != torch.float32):
+                encoded = self.model.encode_texts(self.prompts.texts, batch_size=64)
+                self._bank = self.model.text_bank(encoded if dtype == torch.float32 else encoded.to(dtype))
         return self._bank
 
     def _choose(self, images: int) -> Choices:
@@ -206,7 +219,7 @@ class ZeroShotClassifier:
             )
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from None
-        return Choices(self._device, self._dtype, backend, workers)
+        return Choices(self._device, self._dtype, backend, workers, choose_graph(device, backend[0]))
 
 
 def _check_words(prompts: PromptSet, mode: TextMode) -> None:

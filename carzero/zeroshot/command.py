@@ -136,6 +136,8 @@ def _predict(classifier: ZeroShotClassifier, images: list, args: argparse.Namesp
         def progress(done: int, total: int) -> None:
             if done == 0:
                 for name, (value, reason) in vars(classifier.choices).items():
+                    if name == "graph" and classifier.choices.device[0].type != "cuda":
+                        continue
                     console.print(f"{name}: {str(value).removeprefix('torch.')} ({reason})", markup=False)
             bar.update(task, completed=done, total=total)
 

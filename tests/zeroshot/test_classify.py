@@ -270,3 +270,24 @@ def test_a_saved_model_is_opened_from_its_folder(model, folder, tmp_path_factory
     model.save_pretrained(saved)
     expected = ZeroShotClassifier(model, PROMPTS).predict(folder)
     pd.testing.assert_frame_equal(ZeroShotClassifier(saved, PROMPTS).predict(folder), expected)
+
+
+def test_a_graph_gives_the_same_scores(model, folder):
+    plain = ZeroShotClassifier(model, PROMPTS, batch_size=3, dtype=torch.float32)
+    expected = plain.predict(folder)
+    assert plain.choices.graph == (False, "CUDA graphs are for CUDA devices, not for cpu")
+    graphed = ZeroShotClassifier(model, PROMPTS, batch_size=3, dtype=torch.float32)
+    records = []
+
+    def capture(function):
+        output = function()
+        records.append(output.shape)
+        return lambda: output.copy_(function()), output
+
+    graphed._graphed._capture = capture
+    graphed._choose = lambda images: dataclasses.replace(plain.choices, graph=(True, "forced"))
+    table = graphed.predict(folder)
+    assert records == [(3, len(graphed.prompts.texts))]
+    assert list(table["image"]) == list(expected["image"])
+    # the last batch is padded, so its rows meet other tiles
+    np.testing.assert_allclose(table.iloc[:, 1:], expected.iloc[:, 1:], rtol=1e-5, atol=1e-6)
