@@ -24,7 +24,7 @@ REAL_ROWS = (4, 30)
 #: Name of the published module under torch.compile.
 COMPILED = "published, torch.compile"
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class Case:
     Args:
         kind: ``"images"`` (P = 197 rows) or ``"texts"`` (P = 98, of which 4 to 30 are real).
         mode: ``"forward"``, or ``"forward+backward"`` with dropout 0.1 and gradients of everything.
-        dtype: ``"float32"``, or ``"bfloat16"`` meaning float32 parameters and inputs under autocast.
+        dtype: ``"float32"``, or ``"bfloat16"`` or ``"float16"`` meaning float32 parameters and inputs under autocast.
         memories, queries: M and Q.
+        device: where it runs.
     """
 
     kind: Literal["images", "texts"] = "images"
@@ -44,6 +45,7 @@ class Case:
     memories: int = 16
     queries: int = 128
     spec: DecoderSpec = field(default_factory=DecoderSpec)
+    device: str = "cpu"
 
     @property
     def dropout(self) -> float:
@@ -93,7 +95,12 @@ def make_inputs(case: Case) -> Inputs:
             collapsed[m, :n] = memory[m, :n]
             row_count[m, :n] = 1
             row_count[m, n] = total - n
-    return Inputs(memory, collapsed, row_count, queries, DecoderWeights.random(case.spec), cotangent)
+    weights = DecoderWeights.random(case.spec, device=case.device)
+    row_count = None if row_count is None else row_count.to(case.device)
+    # images: one tensor, not two copies of it
+    moved = memory.to(case.device)
+    collapsed = moved if case.kind == "images" else collapsed.to(case.device)
+    return Inputs(moved, collapsed, row_count, queries.to(case.device), weights, cotangent.to(case.device))
 
 
 def cpu_backends() -> list[str]:
@@ -111,7 +118,10 @@ class Contender:
     cotangent: Tensor
 
     def __call__(self) -> Tensor:
-        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.case.dtype == "bfloat16")
+        dtype = DTYPES[self.case.dtype]
+        autocast = torch.autocast(
+            self.case.device, torch.bfloat16 if dtype == torch.float32 else dtype, enabled=dtype != torch.float32
+        )
         if self.case.mode == "forward":
             with torch.no_grad(), autocast:
                 return self.logits()
@@ -124,19 +134,34 @@ class Contender:
         return logits.detach()
 
 
-def contenders(case: Case, backends: list[str], *, compiled: bool = False) -> dict[str, Contender]:
+def contenders(
+    case: Case,
+    backends: list[str],
+    *,
+    compiled: bool | str | None = None,
+    published: bool = True,
+    recompute: str = "auto",
+) -> dict[str, Contender]:
     """Who runs the case, by name: the published module (compiled as well, if asked), then each backend.
 
     A forward is what inference does: weights packed beforehand. A forward+backward is what a training step does:
     weights are float32 masters that changed since the last step, so packing them is part of it.
+
+    Args:
+        compiled: a mode of `torch.compile`, or True for its default.
+        published: whether the published module takes part.
+        recompute: of the backends.
     """
     inputs = make_inputs(case)
     train = case.mode == "forward+backward"
-    module = PublishedDecoder(inputs.weights, case.dropout).train(train)
-    leaves = [inputs.memory, inputs.queries, *module.parameters()]
-    calls: dict[str, Callable[..., Tensor]] = {"published": module}
-    if compiled:
-        calls[COMPILED] = torch.compile(module, dynamic=False)
+    calls: dict[str, Callable[..., Tensor]] = {}
+    leaves: list[Tensor] = []
+    if published:
+        module = PublishedDecoder(inputs.weights, case.dropout).to(case.device).train(train)
+        leaves = [inputs.memory, inputs.queries, *module.parameters()]
+        calls["published"] = module
+        if compiled:
+            calls[COMPILED] = torch.compile(module, dynamic=False, mode=compiled if isinstance(compiled, str) else None)
     found = {
         name: Contender(case, partial(call, inputs.memory, inputs.queries), leaves, inputs.cotangent)
         for name, call in calls.items()
@@ -146,6 +171,7 @@ def contenders(case: Case, backends: list[str], *, compiled: bool = False) -> di
         call = partial(
             pair_logits, inputs.collapsed, inputs.queries, weights,
             row_count=inputs.row_count, dropout_p=case.dropout, seed=0 if train else None, backend=name,
+            recompute=recompute, original_rows=inputs.memory.shape[1],
         )  # fmt: skip
         leaves = [inputs.collapsed, inputs.queries, *inputs.weights.flat()]
         found[name] = Contender(case, call, leaves, inputs.cotangent)
