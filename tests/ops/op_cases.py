@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +13,20 @@ import torch
 from published_decoder import PublishedDecoder
 from torch import Tensor
 
-from carzero.ops import DecoderSpec, DecoderWeights, pair_logits, pair_simr, prepared, tiled
+from carzero.ops import (
+    DecoderSpec,
+    DecoderWeights,
+    PackedWeights,
+    pair_attention,
+    pair_logits,
+    pair_simr,
+    prepared,
+    tiled,
+)
 from carzero.ops.spec import parameter_names
+
+#: Where the op runs; inputs and results of the tests stay on the CPU. benchmarks/gpu_suite.py sets it to cuda.
+DEVICE = torch.device(os.environ.get("CARZERO_TEST_DEVICE", "cpu"))
 
 #: Small, with every part: four heads of width 16, two layers, an MLP head.
 SPEC = DecoderSpec(width=64, layers=2, heads=4, ffn=96, head_hidden=(48, 32, 16))
@@ -55,6 +68,8 @@ RUNNERS = (
     Runner("torch-16-bit", "torch", sixteen_bit=True),
     Runner("cpp", "cpp"),
 )
+if DEVICE.type != "cpu":
+    RUNNERS = tuple(r for r in RUNNERS if r.backend != "cpp" and not r.sixteen_bit)
 
 
 @dataclass(frozen=True)
@@ -131,7 +146,28 @@ def run(runner: Runner, case: Case, *, simr: bool = False, **options: Any) -> Te
     """The op on a case."""
     function = pair_simr if simr else pair_logits
     merged = {"recompute": runner.recompute, **case.options, **options}
-    return function(case.memory, case.queries, case.weights, backend=runner.backend, **merged)
+    return function(*on_device(case), backend=runner.backend, **moved(merged)).cpu()
+
+
+def attention(runner: Runner, case: Case, **options: Any) -> Tensor:
+    """`pair_attention` on a case, with these options alone."""
+    return pair_attention(*on_device(case), backend=runner.backend, **moved(options)).cpu()
+
+
+def on_device(case: Case) -> tuple[Any, Tensor, Any]:
+    """Memory, queries and weights where the op runs; gradients come back to the case's leaves."""
+    if DEVICE.type == "cpu":
+        return case.memory, case.queries, case.weights
+    weights: Any = case.weights
+    if isinstance(weights, PackedWeights):
+        weights = replace(weights, weights=weights.weights.to(DEVICE), blob=None)
+    else:
+        weights = weights.to(DEVICE)
+    return case.memory.to(DEVICE), case.queries.to(DEVICE), weights
+
+
+def moved(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.to(DEVICE) if isinstance(v, Tensor) else v for name, v in options.items()}
 
 
 def values(runner: Runner, case: Case, *, simr: bool = False, cotangent: Tensor | None = None, **options: Any) -> dict:

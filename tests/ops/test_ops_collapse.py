@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import RUNNERS, SPEC, Case, Runner, error, kind, make_case, run, seeded_like, values
+from op_cases import RUNNERS, SPEC, Case, Runner, attention, error, kind, make_case, run, seeded_like, values
 from tolerances import COLLAPSE, MAP_SUM, SAME
 
 from carzero.ops import pair_attention, prepared, reference, tiled_attention
@@ -175,9 +175,7 @@ def test_maps_of_a_memory_without_rows_are_zero(runner: Runner) -> None:
     count = torch.tensor([[1, 1, 3], [0, 0, 0]], dtype=torch.int32)
     case = make_case(2, 3, 3, runner.dtypes()[0])
     with runner.forced():
-        maps = pair_attention(
-            case.memory, case.queries, case.weights, row_count=count, original_rows=7, backend=runner.backend
-        )
+        maps = attention(runner, case, row_count=count, original_rows=7)
     assert maps.shape[-1] == 7
     assert not maps[:, 1].any()
     assert not maps[:, 0, :, 5:].any()

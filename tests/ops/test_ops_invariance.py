@@ -163,7 +163,7 @@ def test_projected_memory_has_no_gradient_but_queries_do(runner: Runner) -> None
         runner = replace(runner, backend="auto")
     plain = values(runner, case)
     with runner.forced():
-        out = pair_logits(bank, case.queries, weights, backend=runner.backend, **case.options)
+        out = run(runner, replace(case, memory=bank, weights=weights))
         (grad,) = torch.autograd.grad(out, case.queries, seeded_like(out))
     assert error(grad, plain["queries"]) <= SAME[runner.dtypes()[0], "gradient"].value
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from op_cases import SPEC, Case, Runner, error, kind, make_case, run, values
+from op_cases import SPEC, Case, Runner, attention, error, kind, make_case, run, values
 from tolerances import SAME
 
-from carzero.ops import pair_attention, project_memory
+from carzero.ops import project_memory
 
 
 @pytest.mark.parametrize(("memories", "queries"), [(0, 4), (3, 0), (0, 0)])
@@ -33,7 +33,7 @@ def test_no_pairs(runner: Runner) -> None:
 def test_empty_maps_and_projections(runner: Runner) -> None:
     case = make_case(0, 4, 5, runner.dtypes()[0])
     with runner.forced():
-        maps = pair_attention(case.memory, case.queries, case.weights, backend=runner.backend)
+        maps = attention(runner, case)
     assert maps.shape == (2, 0, 4, 5)
     assert project_memory(case.memory, case.weights).kv.shape == (0, 5, 2, 2, 64)
 
@@ -86,9 +86,7 @@ def test_every_element_is_written(runner: Runner, simr: bool) -> None:
         for name, value in values(runner, case, simr=simr, tile_pairs=3).items():
             assert value.isfinite().all(), (name, options)
     with runner.forced(), torch.no_grad():
-        maps = pair_attention(
-            case.memory, case.queries, case.weights, row_count=count, original_rows=13, backend=runner.backend
-        )
+        maps = attention(runner, case, row_count=count, original_rows=13)
         kv = project_memory(case.memory, case.weights, row_count=count).kv
     assert maps.isfinite().all()
     assert kv.isfinite().all()

@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_cases import RUNNERS, Runner, error, kind, make_case, values
+from op_cases import DEVICE, RUNNERS, Runner, error, kind, make_case, values
 from tolerances import RANDOM
 
 from carzero.ops import DecoderSpec, available
 
-WIDE = {r.name: r for r in RUNNERS if not r.sixteen_bit and r.backend != "reference" and available(r.backend)[0]}
+WIDE = {
+    r.name: r for r in RUNNERS if not r.sixteen_bit and r.backend != "reference" and available(r.backend, DEVICE)[0]
+}
 
 
 @st.composite
