@@ -1,0 +1,132 @@
+"""Run by test_sharded by torchrun: a global batch on W ranks; its loss, gradients and bytes on the wire, to a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from carzero.models.config import DecoderConfig
+from carzero.models.decoder import SimRDecoder
+from carzero.models.encoded import Encoded
+from carzero.train.loss import contrastive_loss
+from carzero.train.ranks import Ranks, join, leave
+from carzero.train.sharded import sharded_contrastive_loss
+
+D, IMAGE_ROWS, TEXT_ROWS = 32, 50, 41
+
+
+def batch(images: int, per_image: int, dtype: torch.dtype) -> tuple[Encoded, Encoded, torch.Tensor]:
+    """Images, texts with collapsed padding, and positives with more than the diagonal."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    texts = images * per_image
+    count = torch.ones(texts, TEXT_ROWS, dtype=torch.int32)
+    count[:, -1] = torch.randint(1, 30, (texts,), generator=generator)
+    positives = torch.eye(images, dtype=torch.bool).repeat_interleave(per_image, 1)
+    positives |= torch.rand(images, texts, generator=generator) < 0.2
+    return (
+        Encoded(draw(images, IMAGE_ROWS, D), draw(images, D)),
+        Encoded(draw(texts, TEXT_ROWS, D), draw(texts, D), count),
+        positives,
+    )
+
+
+def run(ranks: Ranks, images: int, per_image: int, dtype: torch.dtype, multi: bool, dropout: float) -> dict:
+    """Loss and gradients of the whole batch, as this run's ranks make them."""
+    torch.manual_seed(0)
+    config = DecoderConfig(width=D, layers=2, heads=2, ffn=40, head_hidden=(24, 16, 8), dropout=dropout, init_std=0.3)
+    decoder = SimRDecoder(config).to(dtype).train()
+    whole_images, whole_texts, positives = batch(images, per_image, dtype)
+    part = ranks.part(images)
+    mine, said = part, slice(part.start * per_image, part.stop * per_image)
+    loss = sharded_contrastive_loss(
+        decoder, whole_images[mine], whole_texts[said], ranks, total_images=images, total_texts=images * per_image,
+        positives=positives if multi else None, seed=11 if dropout else None, original_text_rows=TEXT_ROWS + 29,
+    )  # fmt: skip
+    loss.backward()
+    leaves = {
+        "image memory": whole_images.memory, "image query": whole_images.query, "text memory": whole_texts.memory,
+        "text query": whole_texts.query, **dict(decoder.named_parameters()),
+    }  # fmt: skip
+    return {
+        "loss": ranks.sum(loss.detach()),
+        **{name: ranks.sum(torch.zeros_like(t) if t.grad is None else t.grad) for name, t in leaves.items()},
+    }
+
+
+def plain(images: int, per_image: int, dtype: torch.dtype, multi: bool, dropout: float) -> dict:
+    """The same by `contrastive_loss` in one process."""
+    torch.manual_seed(0)
+    config = DecoderConfig(width=D, layers=2, heads=2, ffn=40, head_hidden=(24, 16, 8), dropout=dropout, init_std=0.3)
+    decoder = SimRDecoder(config).to(dtype).train()
+    a, b, positives = batch(images, per_image, dtype)
+    seed = 11 if dropout else None
+    loss = contrastive_loss(
+        decoder(a.memory, b.query, seed=seed),
+        decoder(b.memory, a.query, row_count=b.row_count, direction=1, seed=seed).T,
+        positives if multi else None,
+    )
+    loss.backward()
+    leaves = {
+        "image memory": a.memory, "image query": a.query, "text memory": b.memory, "text query": b.query,
+        **dict(decoder.named_parameters()),
+    }  # fmt: skip
+    return {"loss": loss.detach(), **{name: t.grad for name, t in leaves.items()}}
+
+
+CASES = [
+    # images, texts of each, multi-positive, dropout
+    (7, 1, False, 0.0),
+    (7, 2, True, 0.1),
+    # fewer images than ranks
+    (3, 1, True, 0.1),
+]
+
+
+class Wire:
+    """Bytes that this rank hands to the collectives."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.largest = 0
+        for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor"):
+            setattr(dist, name, self.counted(getattr(dist, name), 1 if name != "all_reduce" else 0))
+
+    def counted(self, function, argument: int):
+        def count(*arguments, **options):
+            size = arguments[argument].numel() * arguments[argument].element_size()
+            self.bytes += size
+            self.largest = max(self.largest, size)
+            return function(*arguments, **options)
+
+        return count
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    ranks = join()
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        for case in CASES:
+            found[str(dtype), case] = run(ranks, case[0], case[1], dtype, case[2], case[3])
+    wire = Wire()
+    images, per_image = 16, 1
+    decoder = SimRDecoder(DecoderConfig(width=D, layers=1, heads=2, ffn=40, head="linear")).eval()
+    whole_images, whole_texts, _ = batch(images, per_image, torch.float32)
+    part = ranks.part(images)
+    sharded_contrastive_loss(
+        decoder, whole_images[part], whole_texts[part], ranks, total_images=images, total_texts=images
+    ).backward()
+    if ranks.first:
+        torch.save({"found": found, "bytes": wire.bytes, "largest": wire.largest}, out)
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
