@@ -131,7 +131,7 @@ class CARZero(nn.Module):
         return encoded_texts(sentence, words, tokens.rows, self.config.text.max_tokens, rows)
 
     @property
-    def _text_rows(self) -> int:
+    def text_rows(self) -> int:
         """Rows of a text memory before its zero rows are collapsed."""
         return self.config.text.max_tokens + (self.config.decoder.memory_rows == "global+local")
 
@@ -183,7 +183,7 @@ class CARZero(nn.Module):
             query_offset=image_offset,
             backend=backend,
             recompute=recompute,
-            original_rows=None if texts.row_count is None else self._text_rows,
+            original_rows=None if texts.row_count is None else self.text_rows,
         )
         return image_memory, text_memory.transpose(0, 1)
 

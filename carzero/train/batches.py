@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from carzero.data.dataset import ManifestDataset
 from carzero.data.images import Augmentation, ImageProcessor
 from carzero.data.workers import forkable_opencv, start_reader
+from carzero.errors import UserError
 from carzero.models.carzero import CARZero
 from carzero.models.text import clean_text
 from carzero.train.config import TrainConfig
 from carzero.train.order import batch_indices, pair_generator
+from carzero.train.ranks import Ranks
 
 #: What `TrainConfig.augment` names. A flip would swap the sides that a report names.
 AUGMENTATIONS = {
@@ -33,13 +35,13 @@ _SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's pairs.
+    """One step's pairs: pixels and texts of this rank's share, the rest of the whole batch.
 
     Args:
-        pixels: float32 ``[B, 3, S, S]``.
-        texts: T = B x `texts_per_image` texts, those of the first image first, each drawn from its image's report.
-        said: the cleaned sentences that each text consists of.
-        known: for each image the cleaned sentences of its report.
+        pixels: float32 ``[B_local, 3, S, S]``.
+        texts: `texts_per_image` of each of those images, those of the first image first, drawn from its report.
+        said: the cleaned sentences that each of the batch's T texts consists of.
+        known: for each of the batch's B images the cleaned sentences of its report.
     """
 
     pixels: Tensor
@@ -57,17 +59,25 @@ def sentences(report: str) -> list[str]:
 class PairStream(Dataset[Batch]):
     """The batches of a run by step; batch s is the same whatever process asks, and whatever was asked before.
 
+    Args:
+        ranks: whose pixels are read; the batch's texts are drawn by every rank, which needs no exchange of them.
+
     Raises:
         UserError: as `ManifestDataset`.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
         self.pairs = ManifestDataset(config.manifest)
         self.texts = self.pairs.texts
         self._sentences = [sentences(text) or [text] for text in self.texts]
         self._known = [frozenset(map(clean_text, parts)) for parts in self._sentences]
-        self._batch_size = min(config.batch_size, len(self.texts))
+        self.batch_size = min(config.batch_size, len(self.texts))
+        if self.batch_size < self.ranks.world:
+            raise UserError(
+                f"train: a batch of {self.batch_size} pairs cannot be shared by {self.ranks.world} processes; give "
+                "a larger batch_size or start fewer."
+            )
         self._augmentation = AUGMENTATIONS[config.augment]
         self._squares: dict[int, NDArray[np.uint8]] = {}
 
@@ -81,17 +91,21 @@ class PairStream(Dataset[Batch]):
     def describe(self) -> str:
         """The set in one line."""
         parts = sum(map(len, self._sentences))
-        return f"{len(self)} pairs with {parts} sentences, {self._batch_size} a step, from {self.config.manifest}"
+        return f"{len(self)} pairs with {parts} sentences, {self.batch_size} a step, from {self.config.manifest}"
 
     def __getitem__(self, step: int) -> Batch:
-        indices = batch_indices(step, pairs=len(self), batch_size=self._batch_size, seed=self.config.seed).tolist()
+        indices = batch_indices(step, pairs=len(self), batch_size=self.batch_size, seed=self.config.seed).tolist()
+        part = self.ranks.part(len(indices))
         chosen, pixels = [], []
-        for index in indices:
+        for place, index in enumerate(indices):
             random = pair_generator(self.config.seed, step, index)
             chosen += self._choose(self._sentences[index], random)
-            pixels.append(self._pixels(index, random))
+            if part.start <= place < part.stop:
+                pixels.append(self._pixels(index, random))
         said = [frozenset(map(clean_text, parts)) for parts in chosen]
-        return Batch(torch.stack(pixels), [" ".join(c) for c in chosen], said, [self._known[i] for i in indices])
+        per_image = len(chosen) // len(indices)
+        texts = [" ".join(c) for c in chosen[part.start * per_image : part.stop * per_image]]
+        return Batch(torch.stack(pixels), texts, said, [self._known[i] for i in indices])
 
     def _choose(self, parts: list[str], random: np.random.Generator) -> list[list[str]]:
         """The sentences of each of the image's texts; single ones repeat only where the report has too few."""

@@ -20,23 +20,29 @@ import torch
 
 from carzero.errors import UserError
 from carzero.models.carzero import CARZero
+from carzero.train.ranks import Ranks
 
 KEEP = 2
 
 
-def save_checkpoint(out: Path, model: CARZero, optimizer: torch.optim.Optimizer, step: int, config: dict) -> Path:
+def save_checkpoint(
+    out: Path, model: CARZero, optimizer: torch.optim.Optimizer, step: int, config: dict, ranks: Ranks | None = None
+) -> Path:
     """Write ``OUT/checkpoints/step-N`` atomically and remove all but the newest two.
 
     Args:
         step: optimizer steps done.
         config: `TrainConfig.as_dict` of the run, compared on resume.
+        ranks: all of them call; the first writes, with every rank's random generators.
 
     Returns:
         The folder.
     """
+    ranks = ranks or Ranks()
+    random = ranks.objects({"cpu": torch.get_rng_state(), "cuda": _cuda_states()})
     folder = out / "checkpoints"
     final, partial = folder / f"step-{step:06d}", folder / f".step-{step:06d}.partial"
-    if final.exists():
+    if final.exists() or not ranks.first:
         return final
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -45,7 +51,7 @@ def save_checkpoint(out: Path, model: CARZero, optimizer: torch.optim.Optimizer,
         "step": step,
         "config": config,
         "optimizer": optimizer.state_dict(),
-        "random": {"cpu": torch.get_rng_state(), "cuda": _cuda_states()},
+        "random": random,
     }
     torch.save(state, partial / "state.pt")
     for path in partial.rglob("*"):
@@ -81,12 +87,23 @@ def read_state(out: Path) -> tuple[Path, dict[str, Any]]:
     return found[-1] / "model", state
 
 
-def restore(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> int:
-    """Put optimizer and random generators back as they were; returns the steps done."""
+def restore(state: dict[str, Any], optimizer: torch.optim.Optimizer, ranks: Ranks | None = None) -> int:
+    """Put optimizer and random generators back as they were; returns the steps done.
+
+    Raises:
+        UserError: the run had another number of processes, each with generators of its own.
+    """
+    ranks = ranks or Ranks()
+    if len(state["random"]) != ranks.world:
+        raise UserError(
+            f"train: the run had {len(state['random'])} processes and is resumed with {ranks.world}; the encoders' "
+            "dropout could not go on as it was. Resume with as many."
+        )
+    random = state["random"][ranks.rank]
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if torch.cuda.is_available() and state["random"]["cuda"]:
-        torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    torch.set_rng_state(random["cpu"])
+    if torch.cuda.is_available() and random["cuda"]:
+        torch.cuda.set_rng_state_all(random["cuda"])
     return int(state["step"])
 
 

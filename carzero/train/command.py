@@ -25,12 +25,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from carzero.train.loop import train
+    from carzero.train.ranks import join, leave
 
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)}
     values = {**(read_config(args.config) if args.config else {}), **given}
-    result = train(TrainConfig.from_mapping(values), resume=args.resume)
+    first = join().first
+    try:
+        result = train(TrainConfig.from_mapping(values), resume=args.resume)
+    finally:
+        leave()
     if result.signal is not None:
-        print(f"stopped after step {result.step}; go on with: carzero train --out {Path(result.out)} --resume ...")
-        return 128 + result.signal
-    print(f"wrote {Path(result.out) / 'model'}")
-    return 0
+        end = f"stopped after step {result.step}; go on with: carzero train --out {Path(result.out)} --resume ..."
+    else:
+        end = f"wrote {Path(result.out) / 'model'}"
+    if first:
+        print(end)
+    return 0 if result.signal is None else 128 + result.signal

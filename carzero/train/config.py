@@ -45,7 +45,11 @@ class TrainConfig:
     )
     epochs: int = _doc("passes over the manifest", 15)
     steps: int | None = _doc("optimizer steps; when given, epochs is not read", None)
-    batch_size: int = _doc("image-text pairs in a step; each is a negative of all others", 64)
+    batch_size: int = _doc("image-text pairs in a step, of all processes; each is a negative of all others", 64)
+    micro_batch: int | None = _doc(
+        "images that a process encodes at a time; the loss stays that of the whole batch, and the encoders run twice",
+        None,
+    )
     learning_rate: float = _doc("peak learning rate of AdamW", 5e-5)
     schedule: Literal["cosine", "constant"] = _doc("course of the learning rate after the warm-up", "cosine")
     warmup: float = _doc("share of all steps in which the rate climbs from 0", 0.05)
@@ -84,6 +88,8 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         if self.steps is not None:
             _at_least("steps", self.steps, 1)
+        if self.micro_batch is not None:
+            _at_least("micro_batch", self.micro_batch, 1)
         for name in ("weight_decay", "clip", "workers", "seed"):
             _at_least(name, getattr(self, name), 0)
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):

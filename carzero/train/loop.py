@@ -18,11 +18,13 @@ from carzero.models.checkpoint import load
 from carzero.train.batches import Batch, PairStream, batches
 from carzero.train.checkpoint import checkpoints, read_state, replace_folder, restore, save_checkpoint
 from carzero.train.config import TrainConfig
-from carzero.train.loss import contrastive_loss, positive_pairs
-from carzero.train.order import steps_per_epoch
+from carzero.train.loss import positive_pairs
+from carzero.train.order import dropout_seed, steps_per_epoch
 from carzero.train.progress import Interruption, Log
+from carzero.train.ranks import join
 from carzero.train.schedule import learning_rate
 from carzero.train.start import build_model, build_optimizer
+from carzero.train.step import StepInputs, accumulate_gradients
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,15 @@ def train(
         UserError: the manifest or a setting is wrong, the folder holds another run, or the loss is no longer finite.
     """
     out = Path(config.out)
+    ranks = join()
+    quiet = quiet or not ranks.first
     say = (lambda *_: None) if quiet else print
     if checkpoints(out) and not resume:
         raise UserError(f"train: {out} already holds a run; go on with --resume, or choose another --out.")
 
     device, why_device = config.resolve_device()
     dtype, why_dtype = config.resolve_precision(device)
-    stream = PairStream(config)
+    stream = PairStream(config, ranks)
     if model is None:
         model, source = build_model(config, stream.texts)
     else:
@@ -81,24 +85,27 @@ def train(
     model = model.to(device).train()
     stream.prepare_for(model)
     optimizer = build_optimizer(model, config)
-    # from here on the generator belongs to dropout
-    torch.manual_seed(config.seed)
+    # from here on the generator belongs to the encoders' dropout
+    torch.manual_seed(config.seed + ranks.rank)
     if state is not None:
-        step = restore(state, optimizer)
+        step = restore(state, optimizer, ranks)
     per_epoch = steps_per_epoch(len(stream), config.batch_size)
     steps = config.steps or config.epochs * per_epoch
 
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "config.json", config.as_dict())
+    if ranks.first:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_json(out / "config.json", config.as_dict())
     say(json.dumps(config.as_dict(), indent=1))
     say(f"model: {source}; {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
     say(f"device: {device} ({why_device}); precision: {str(dtype).removeprefix('torch.')} ({why_dtype})")
+    if ranks.world > 1:
+        say(f"processes: {ranks.world}; each holds {ranks.sizes(stream.batch_size)[0]} images of a step at most")
     say(f"data: {stream.describe()}; {steps} steps, {per_epoch} an epoch")
 
     losses: list[float] = []
-    log = Log(out, step, steps, config.log_every, quiet)
+    log = Log(out, step, steps, config.log_every, quiet) if ranks.first else None
     started = clock = time.perf_counter()
-    first = step
+    first, stopped = step, 0
     try:
         with Interruption().listening() as interruption:
             for batch in batches(stream, step, steps, config.workers):
@@ -107,11 +114,18 @@ def train(
                 )
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    logits = model.logits(batch.pixels.to(device), batch.texts, backend=config.backend)
-                loss = contrastive_loss(*logits, _positives(config, batch, device))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                inputs = StepInputs(
+                    pixels=batch.pixels.to(device),
+                    texts=batch.texts,
+                    per_image=config.texts_per_image,
+                    total_images=len(batch.known),
+                    positives=_positives(config, batch, device),
+                    seed=dropout_seed(config.seed, step),
+                )
+                loss = accumulate_gradients(
+                    model, inputs, ranks, micro_batch=config.micro_batch, dtype=dtype, backend=config.backend
+                )
                 limit = config.clip or math.inf
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
                 _stop_unless_finite(loss.item(), norm.item(), step, rate, out)
@@ -120,7 +134,7 @@ def train(
                 step += 1
                 losses.append(loss.item())
                 now = time.perf_counter()
-                speed, clock = len(batch.pixels) / (now - clock), now
+                speed, clock = len(batch.known) / (now - clock), now
                 row = {
                     "step": step,
                     "epoch": (step - 1) // per_epoch,
@@ -129,21 +143,25 @@ def train(
                     "grad_norm": norm.item(),
                     "images_per_s": speed,
                 }
-                log.step(row, len(batch.texts), (steps - step) * (now - started) / (step - first))
-                if step % config.checkpoint_every == 0 or step == steps or interruption.signal:
-                    save_checkpoint(out, model, optimizer, step, config.as_dict())
-                if interruption.signal:
+                if log:
+                    log.step(row, len(batch.said), (steps - step) * (now - started) / (step - first))
+                # one process that is told to stop stops all, after the same step
+                stopped = int(ranks.stack(torch.tensor([interruption.signal or 0], device=device)).max())
+                if step % config.checkpoint_every == 0 or step == steps or stopped:
+                    save_checkpoint(out, model, optimizer, step, config.as_dict(), ranks)
+                if stopped:
                     break
     finally:
-        log.close()
+        if log:
+            log.close()
 
     model.eval()
-    if interruption.signal is None:
+    if not stopped and ranks.first:
         partial = out / ".model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
         replace_folder(partial, out / "model")
-    return TrainResult(model, out, step, losses, interruption.signal)
+    return TrainResult(model, out, step, losses, stopped or None)
 
 
 def _positives(config: TrainConfig, batch: Batch, device: torch.device) -> torch.Tensor | None:
@@ -166,7 +184,7 @@ def _stop_unless_finite(loss: float, norm: float, step: int, rate: float, out: P
 
 def _same_run(before: dict, config: TrainConfig) -> None:
     """A run may be resumed with other paths, workers or logging, but not with another course."""
-    free = {"out", "manifest", "workers", "log_every", "checkpoint_every", "device", "backend", "cache"}
+    free = {"out", "manifest", "workers", "log_every", "checkpoint_every", "device", "backend", "cache", "micro_batch"}
     changed = {k: (before.get(k), v) for k, v in config.as_dict().items() if k not in free and before.get(k) != v}
     if changed:
         listed = "; ".join(f"{k} was {a!r} and is now {b!r}" for k, (a, b) in changed.items())

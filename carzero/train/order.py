@@ -21,3 +21,8 @@ def batch_indices(step: int, *, pairs: int, batch_size: int, seed: int) -> NDArr
 def pair_generator(seed: int, step: int, index: int) -> np.random.Generator:
     """Random numbers of one pair in one step (its sentence, its augmentation), the same in any process."""
     return np.random.default_rng((seed, step, index))
+
+
+def dropout_seed(seed: int, step: int) -> int:
+    """Seed of the decoder's dropout in one step, 62 bits, the same on every rank."""
+    return int(np.random.default_rng((seed, step)).integers(2**62))
