@@ -24,6 +24,7 @@ _PUBLIC = {
     "DecoderSpec": "carzero.ops.spec",
     "DecoderWeights": "carzero.ops.spec",
     "ImageProcessor": "carzero.data.images",
+    "patch": "carzero.dropin",
     "ZeroShotClassifier": "carzero.zeroshot.classify",
 }
 
@@ -31,6 +32,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from carzero.data.images import ImageProcessor as ImageProcessor
+    from carzero.dropin import patch as patch
     from carzero.models.carzero import CARZero as CARZero
     from carzero.models.checkpoint import load as load
     from carzero.models.config import CARZeroConfig as CARZeroConfig

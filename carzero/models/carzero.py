@@ -77,12 +77,12 @@ class CARZero(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.decoder.norm.weight.device
+        return self.decoder.layers[0].linear1_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
-        return self.decoder.norm.weight.dtype
+        return self.decoder.layers[0].linear1_weight.dtype
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from carzero.errors import UserError
 from carzero.ops import PackCache, ProjectedMemory, pair_attention, pair_logits, project_memory
-from carzero.ops.spec import LAYER_PARAMETERS, DecoderSpec, DecoderWeights
+from carzero.ops.spec import DecoderSpec, DecoderWeights, asdict
 
 from .config import DecoderConfig
 from .encoded import collapsed_counts
@@ -20,16 +19,16 @@ from .upstream import decoder_tensors
 
 
 class _Layer(nn.Module):
-    """One decoder layer's parameters under the names of `LAYER_PARAMETERS`."""
+    """One decoder layer's parameters under the names of `DecoderSpec.layer_parameters`."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        for name, shape in zip(LAYER_PARAMETERS, spec.layer_shapes()):
+        for name, shape in zip(spec.layer_parameters(), spec.layer_shapes()):
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The parameters in the op's order."""
-        return tuple(self.get_parameter(name) for name in LAYER_PARAMETERS)
+        return tuple(self.parameters())
 
 
 class SimRDecoder(nn.Module):
@@ -43,6 +42,8 @@ class SimRDecoder(nn.Module):
             t = t + W2 relu(W1 LN3(t) + b1) + b2
         logits = head(LN0(t))                                           # [M, Q]
 
+    and to the decoders of other repositories as the fields of the spec say (docs/drop-in.md).
+
     Args:
         config: a `DecoderConfig`, or a `DecoderSpec` (then with dropout 0.1).
 
@@ -52,9 +53,9 @@ class SimRDecoder(nn.Module):
     def __init__(self, config: DecoderSpec | None = None) -> None:
         super().__init__()
         config = DecoderConfig() if config is None else config
-        self.config = config if isinstance(config, DecoderConfig) else DecoderConfig(**dataclasses.asdict(config))
+        self.config = config if isinstance(config, DecoderConfig) else DecoderConfig(**asdict(config))
         self.spec = self.config.spec
-        self.norm = nn.LayerNorm(self.spec.width, eps=self.spec.eps)
+        self.norm = nn.LayerNorm(self.spec.width, eps=self.spec.eps) if self.spec.norm_on else None
         self.layers: Any = nn.ModuleList(_Layer(self.spec) for _ in range(self.spec.layers))
         widths = self.spec.head_widths()
         self.head: Any = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
@@ -67,7 +68,8 @@ class SimRDecoder(nn.Module):
 
         The biases of the linear maps keep torch's own uniform initialisation, as there.
         """
-        self.norm.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()
         for layer in self.layers:
             for name, parameter in layer.named_parameters():
                 if name.endswith("weight") and not name.startswith("norm"):
@@ -87,6 +89,9 @@ class SimRDecoder(nn.Module):
         """The parameters as `carzero.ops` takes them; gradients flow into this module."""
         layers = tuple(layer.tensors() for layer in self.layers)
         head = tuple(p for linear in self.head for p in (linear.weight, linear.bias))
+        if self.norm is None:
+            none = layers[0][0].new_empty(0)
+            return DecoderWeights(self.spec, none, none, layers, head)
         return DecoderWeights(self.spec, self.norm.weight, self.norm.bias, layers, head)
 
     def project(self, memory: Tensor, row_count: Tensor | None = None) -> ProjectedMemory:
@@ -111,12 +116,13 @@ class SimRDecoder(nn.Module):
         recompute: str = "auto",
         tile_pairs: int | None = None,
         original_rows: int | None = None,
+        query_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits of all pairs, or of some.
 
         Args:
             memory: ``[M, P, D]``, or what `project` made of it.
-            queries: ``[Q, D]``, same dtype.
+            queries: ``[Q, D]``, same dtype; ``[Q, T, D]`` where the spec has self-attention.
             lengths: int ``[M]``, real rows of each memory, the global row included; all later rows count as zero rows
                 whatever they hold: they are attended, and get zero gradient.
             return_attention: also return head-averaged maps.
@@ -125,11 +131,11 @@ class SimRDecoder(nn.Module):
             seed: of the dropout masks while training; None draws one from torch's generator.
             direction: 0 where memories are images, 1 where they are texts; random numbers only.
             memory_offset, query_offset: global index of the first memory and query; random numbers only.
-            backend, recompute, tile_pairs, original_rows: as in `carzero.ops.pair_logits`.
+            backend, recompute, tile_pairs, original_rows, query_mask: as in `carzero.ops.pair_logits`.
 
         Returns:
             logits ``[M, Q]`` (``[N]`` for pairs); with `return_attention` also maps ``[L, M, Q, P]`` (``[L, N, P]``)
-            at the full P.
+            at the full P. Axes of tokens and outputs as in `carzero.ops.pair_logits`.
 
         Raises:
             UserError: `lengths` has another shape, or comes together with `row_count` or a projected memory.
@@ -157,13 +163,15 @@ class SimRDecoder(nn.Module):
             recompute=recompute,
             tile_pairs=tile_pairs,
             original_rows=original_rows,
+            query_mask=query_mask,
         )
         if not return_attention:
             return logits
         with torch.no_grad():
             return logits, pair_attention(
-                memory, queries, weights, row_count=row_count, pairs=pairs, original_rows=original_rows
-            )
+                memory, queries, weights, row_count=row_count, pairs=pairs, original_rows=original_rows,
+                query_mask=query_mask,
+            )  # fmt: skip
 
     @classmethod
     def from_upstream(cls, state_dict: Mapping[str, Tensor], heads: int = 4) -> SimRDecoder:
@@ -179,7 +187,7 @@ class SimRDecoder(nn.Module):
         """
         upstream = decoder_tensors(state_dict, heads)
         with torch.device("meta"):
-            decoder = cls(DecoderConfig(**dataclasses.asdict(upstream.spec)))
+            decoder = cls(DecoderConfig(**asdict(upstream.spec)))
         decoder.load_state_dict({name: t.clone() for name, t in upstream.tensors.items()}, strict=True, assign=True)
         return decoder
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from carzero.errors import UserError
-from carzero.ops.spec import LAYER_PARAMETERS, DecoderSpec, parameter_names, spec_from_shapes
+from carzero.ops.spec import LAYER_PARAMETERS, DecoderSpec, asdict, parameter_names, spec_from_shapes
 
 from .config import CARZeroConfig, DecoderConfig, ImageEncoderConfig, TextEncoderConfig
 
@@ -120,7 +120,7 @@ def model_tensors(state_dict: Mapping[str, Tensor], *, heads: int = 4) -> Upstre
     image, text, fusion = parts.values()
     decoder = decoder_tensors(fusion, heads)
     dead_text = [key for key in text if _DEAD_TEXT.fullmatch(key)]
-    config = CARZeroConfig(_image_config(image), _text_config(text), DecoderConfig(**vars(decoder.spec)))
+    config = CARZeroConfig(_image_config(image), _text_config(text), DecoderConfig(**asdict(decoder.spec)))
     tensors = {f"image_encoder.model.{key}": value for key, value in image.items()}
     tensors |= {f"text_encoder.model.{key}": value for key, value in text.items() if key not in dead_text}
     tensors |= {f"decoder.{key}": value for key, value in decoder.tensors.items()}

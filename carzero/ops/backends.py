@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from .spec import DecoderSpec
+
 #: In order of preference where nothing else decides; `reference` is never chosen by itself.
 BACKENDS = ("cuda", "triton", "cpp", "torch", "reference")
 RECOMPUTE = ("auto", "full", "layer", "none")
@@ -46,6 +48,7 @@ class _Need:
     heads: int
     tape: bool
     projected_backward: bool
+    other: str
 
 
 def choose(
@@ -57,6 +60,7 @@ def choose(
     heads: int,
     tape: bool = False,
     projected_backward: bool = False,
+    other: DecoderSpec | None = None,
 ) -> tuple[str, str]:
     """The backend for a call, and why.
 
@@ -66,12 +70,14 @@ def choose(
         width, heads: D and H.
         tape: a forward that writes each layer's output, or a backward that reads it.
         projected_backward: gradients through keys and values that were projected before.
+        other: the spec of another decoder than CARZero's, or None.
 
     Raises:
         ValueError: unknown name.
         RuntimeError: a backend was asked for, by argument or environment, and cannot run this call.
     """
-    need = _Need(device, dtype, width, heads, tape, projected_backward)
+    differences = other.differences() if other else ""
+    need = _Need(device, dtype, width, heads, tape, projected_backward, differences)
     check_name("carzero.ops", "backend", backend, ("auto", *BACKENDS))
     asked = backend
     if backend == "auto":
@@ -111,6 +117,15 @@ def choose_recompute(
     return "full", f"a tape of {tape_bytes('layer') / 2**20:.0f} MiB {beside} is above {_TAPE_SHARE:.0%}"
 
 
+def check_recompute(recompute: str, other: DecoderSpec | None) -> None:
+    """Raises ValueError where a tape was asked for that only CARZero's decoder has."""
+    if other and recompute in ("layer", "none"):
+        raise ValueError(
+            f"carzero.ops: recompute={recompute!r} keeps a tape of CARZero's decoder, and this one has "
+            f"{other.differences()}. Use recompute='full', or 'auto', which is the same here."
+        )
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that could be allocated on a device now, or None where it cannot be told."""
     if device.type == "cuda":
@@ -148,6 +163,8 @@ def _able(name: str, need: _Need) -> tuple[bool, str]:
     able, why = available(name, need.device)
     if not able or name in ("torch", "reference"):
         return able, why
+    if need.other:
+        return False, f"fuses CARZero's decoder only, and this one has {need.other}"
     if need.dtype not in _NATIVE_DTYPES:
         return False, f"supports float32, bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
     if (need.width // need.heads) % 16:

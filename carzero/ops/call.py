@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .spec import LAYER_PARAMETERS, DecoderWeights
+from .spec import LAYER_PARAMETERS, DecoderSpec, DecoderWeights
+
+#: The structure of CARZero's decoder, whatever its sizes.
+CARZERO = DecoderSpec()
 
 
 class Layer(NamedTuple):
-    """One decoder layer's tensors; shapes as in `LAYER_PARAMETERS`."""
+    """One decoder layer's tensors; shapes as in `LAYER_PARAMETERS`, and None for what only other decoders have."""
 
     in_proj_weight: Tensor
     in_proj_bias: Tensor
@@ -27,10 +30,21 @@ class Layer(NamedTuple):
     norm2_bias: Tensor
     norm3_weight: Tensor
     norm3_bias: Tensor
+    memory_proj_weight: Any = None
+    self_in_proj_weight: Any = None
+    self_in_proj_bias: Any = None
+    self_out_proj_weight: Any = None
+    self_out_proj_bias: Any = None
+    norm1_weight: Any = None
+    norm1_bias: Any = None
 
 
 class Params(NamedTuple):
-    """All tensors of a decoder; `head` is empty where only the representation is asked for."""
+    """All tensors of a decoder; `head` is empty where only the representation is asked for.
+
+    Args:
+        other: the spec of another decoder than CARZero's, or None.
+    """
 
     norm_weight: Tensor
     norm_bias: Tensor
@@ -38,25 +52,42 @@ class Params(NamedTuple):
     head: tuple[Tensor, ...]
     heads: int
     eps: float
+    other: DecoderSpec | None = None
+
+    @property
+    def structure(self) -> DecoderSpec:
+        """Whose fields from `activation` on hold; sizes are the tensors'."""
+        return self.other or CARZERO
 
     @classmethod
     def of(cls, weights: DecoderWeights) -> Params:
         """The tensors of public weights."""
-        layers = tuple(Layer(*layer) for layer in weights.layers)
         spec = weights.spec
-        return cls(weights.norm_weight, weights.norm_bias, layers, weights.head, spec.heads, spec.eps)
+        return cls.from_flat(weights.flat(), spec.layers, spec.heads, spec.eps, spec.other())
 
     @classmethod
-    def from_flat(cls, tensors: Sequence[Tensor], layers: int, heads: int, eps: float) -> Params:
+    def from_flat(
+        cls, tensors: Sequence[Tensor], layers: int, heads: int, eps: float, other: DecoderSpec | None = None
+    ) -> Params:
         """Inverse of `flat`, for a decoder of so many layers."""
-        n = len(LAYER_PARAMETERS)
+        names = LAYER_PARAMETERS if other is None else other.layer_parameters()
+        n = len(names)
         body = 2 + n * layers
-        groups = tuple(Layer(*tensors[2 + n * l : 2 + n * (l + 1)]) for l in range(layers))
-        return cls(tensors[0], tensors[1], groups, tuple(tensors[body:]), heads, eps)
+        groups = tuple(Layer(**dict(zip(names, tensors[2 + n * l : 2 + n * (l + 1)]))) for l in range(layers))
+        return cls(tensors[0], tensors[1], groups, tuple(tensors[body:]), heads, eps, other)
 
     def flat(self) -> list[Tensor]:
         """All tensors in the op's order: norm, layer by layer, head."""
-        return [self.norm_weight, self.norm_bias, *(t for layer in self.layers for t in layer), *self.head]
+        body = (t for layer in self.layers for t in layer if t is not None)
+        return [self.norm_weight, self.norm_bias, *body, *self.head]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Params:
+        """A copy with `function` applied to every tensor."""
+        return self.rebuilt([function(t) for t in self.flat()])
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> Params:
+        """The same decoder of other tensors, in the order of `flat`."""
+        return self.from_flat(tensors, len(self.layers), self.heads, self.eps, self.other)
 
 
 @dataclass(frozen=True)
@@ -71,6 +102,7 @@ class Options:
         simr: stop at the representation ``LN0(t)``.
         tile_pairs: 0 for automatic.
         original_rows: P0, the rows that `row_count` stands for, or 0 to read it off, for which a GPU has to wait.
+        query_mask: bool ``[Q, T]``, the tokens of queries that are there, or None for all.
     """
 
     row_count: Tensor | None = None
@@ -84,6 +116,19 @@ class Options:
     simr: bool = False
     tile_pairs: int = 0
     original_rows: int = 0
+    query_mask: Tensor | None = None
+
+
+def result_axes(structure: DecoderSpec, queries: Sequence[int], simr: bool) -> tuple[int, ...]:
+    """The axes of a result after those of its pairs: T where all tokens are read, then D, or C where it is above 1.
+
+    Args:
+        queries: shape of the queries.
+    """
+    tokens = (queries[1],) if structure.readout == "all" else ()
+    if simr:
+        return (*tokens, queries[-1])
+    return tokens if structure.outputs == 1 else (*tokens, structure.outputs)
 
 
 def autocast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

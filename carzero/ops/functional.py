@@ -7,7 +7,7 @@ from torch import Tensor
 
 # `registration` defines torch.ops.carzero
 from . import registration, validation  # noqa: F401
-from .backends import choose, choose_recompute
+from .backends import check_recompute, choose, choose_recompute
 from .call import autocast_dtype
 from .masks import original_rows as count_original_rows
 from .packing import PackedWeights, ProjectedMemory
@@ -31,6 +31,7 @@ def pair_logits(
     recompute: str = "auto",
     tile_pairs: int | None = None,
     original_rows: int | None = None,
+    query_mask: Tensor | None = None,
 ) -> Tensor:
     """Similarity logits of all pairs of M memories and Q queries through the cross-attention decoder.
 
@@ -46,7 +47,8 @@ def pair_logits(
     Args:
         memory: ``[M, P, D]`` float64, float32, bfloat16 or float16; or what `project_memory` made of it, which has no
             gradient.
-        queries: ``[Q, D]``, the memory's dtype. Under autocast both are cast to its dtype.
+        queries: ``[Q, D]``, the memory's dtype; ``[Q, T, D]`` where the spec has self-attention. Under autocast both
+            are cast to its dtype.
         weights: the decoder's tensors; they may be wider than memory and queries (float32 masters).
         row_count: int32 ``[M, P]``: how many original rows each row stands for. 0: absent, whatever it holds; 1:
             itself; n: n equal rows, columns p .. p+n-1 of the original memory. Default: all 1. Not differentiable.
@@ -63,9 +65,12 @@ def pair_logits(
         tile_pairs: pairs in flight; default by device. Bounds the workspace, changes no mask.
         original_rows: P0, rows of the memory before collapse, at least what `row_count` stands for. Worth giving with
             dropout and `row_count` on a GPU, which otherwise has to be waited for to learn it; it changes no result.
+        query_mask: bool ``[Q, T]``, True at the tokens that are there; others may hold anything, are not attended, and
+            give 0. Default: all. Only where the spec has self-attention.
 
     Returns:
-        ``[M, Q]`` (``[N]`` with `pairs`); the inputs' dtype, float32 under autocast.
+        ``[M, Q]`` (``[N]`` with `pairs`); the inputs' dtype, float32 under autocast. Further axes, in this order, where
+        the spec has them: T (``readout="all"``) and C (``outputs`` above 1).
 
     Raises:
         ValueError, TypeError, IndexError: an argument breaks a rule above.
@@ -75,7 +80,7 @@ def pair_logits(
     """
     return _pair(
         "pair_logits", memory, queries, weights, row_count, pairs, dropout_p, seed, direction,
-        (memory_offset, query_offset), backend, recompute, tile_pairs, original_rows,
+        (memory_offset, query_offset), backend, recompute, tile_pairs, original_rows, query_mask,
     )  # fmt: skip
 
 
@@ -95,6 +100,7 @@ def pair_simr(
     recompute: str = "auto",
     tile_pairs: int | None = None,
     original_rows: int | None = None,
+    query_mask: Tensor | None = None,
 ) -> Tensor:
     """Similarity representations of all pairs: what `pair_logits` gives to its head, before the head's dropout.
 
@@ -104,7 +110,8 @@ def pair_simr(
         memory, queries, ...: as in `pair_logits`; the weights' head is not used.
 
     Returns:
-        ``[M, Q, D]`` (``[N, D]`` with `pairs`); the inputs' dtype, float32 under autocast.
+        ``[M, Q, D]`` (``[N, D]`` with `pairs`); the inputs' dtype, float32 under autocast. An axis T before the last
+        where the spec has ``readout="all"``.
 
     Raises:
         As `pair_logits`.
@@ -113,7 +120,7 @@ def pair_simr(
     """
     return _pair(
         "pair_simr", memory, queries, weights, row_count, pairs, dropout_p, seed, direction,
-        (memory_offset, query_offset), backend, recompute, tile_pairs, original_rows,
+        (memory_offset, query_offset), backend, recompute, tile_pairs, original_rows, query_mask,
     )  # fmt: skip
 
 
@@ -126,6 +133,7 @@ def pair_attention(
     pairs: Tensor | None = None,
     original_rows: int | None = None,
     backend: str = "auto",
+    query_mask: Tensor | None = None,
 ) -> Tensor:
     """Attention weights of all pairs and layers, averaged over heads, at the rows of the memory before collapse.
 
@@ -133,12 +141,12 @@ def pair_attention(
     spread evenly over them. No gradient.
 
     Args:
-        memory, queries, weights, row_count, pairs, backend: as in `pair_logits`.
+        memory, queries, weights, row_count, pairs, backend, query_mask: as in `pair_logits`.
         original_rows: P0, columns of the maps; default: the last row that any row stands for, or P without `row_count`.
 
     Returns:
-        ``[L, M, Q, P0]`` (``[L, N, P0]`` with `pairs`), float32 (float64 for float64). A memory's columns sum to 1, or
-        to 0 where it has no row.
+        ``[L, M, Q, P0]`` (``[L, N, P0]`` with `pairs`), float32 (float64 for float64); an axis T before the last where
+        queries have tokens. A memory's columns sum to 1, or to 0 where it has no row.
 
     Raises:
         ValueError: `original_rows` is smaller than what `row_count` stands for; and as `pair_logits`.
@@ -152,12 +160,14 @@ def pair_attention(
         validation.check_pairs(function, pairs, memory, queries)
         validation.check_options(function, 0.0, None, 0, (0, 0), backend, "full", None)
         validation.check_original_rows(function, original_rows, row_count, memory)
+        validation.check_query_mask(function, query_mask, queries, tensors.spec)
         if original_rows is None:
             original_rows = count_original_rows(row_count, memory.shape[1])
         layers = [t for layer in tensors.layers for t in layer]
         return torch.ops.carzero.pair_attention(
             memory, queries, row_count, pairs, tensors.norm_weight, tensors.norm_bias, layers,
             _blob(packed, queries), tensors.spec.heads, tensors.spec.eps, projected, original_rows, backend, 0,
+            query_mask, tensors.spec.encode(),
         )  # fmt: skip
 
 
@@ -183,7 +193,7 @@ def project_memory(
     layers = [t for layer in tensors.layers for t in layer]
     with torch.no_grad():
         kv = torch.ops.carzero.project_memory(
-            memory, row_count, tensors.norm_weight, tensors.norm_bias, layers, tensors.spec.eps
+            memory, row_count, tensors.norm_weight, tensors.norm_bias, layers, tensors.spec.eps, tensors.spec.encode()
         )
     return ProjectedMemory(kv, row_count)
 
@@ -200,7 +210,7 @@ def pack_weights(weights: DecoderWeights, dtype: torch.dtype | None = None) -> P
     """
     dtype = weights.norm_weight.dtype if dtype is None else dtype
     device, spec = weights.norm_weight.device, weights.spec
-    name, _ = choose("auto", device=device, dtype=dtype, width=spec.width, heads=spec.heads)
+    name, _ = choose("auto", device=device, dtype=dtype, width=spec.width, heads=spec.heads, other=spec.other())
     blob = None
     if name == "cpp":
         with torch.no_grad():
@@ -210,7 +220,7 @@ def pack_weights(weights: DecoderWeights, dtype: torch.dtype | None = None) -> P
 
 def _pair(
     function: str, memory, queries, weights, row_count, pairs, dropout_p, seed, direction, offsets, backend, recompute,
-    tile_pairs, original_rows,
+    tile_pairs, original_rows, query_mask,
 ) -> Tensor:  # fmt: skip
     memory, row_count, projected = _unpack_memory(function, memory, row_count)
     tensors, packed = _unpack_weights(weights)
@@ -219,6 +229,7 @@ def _pair(
     validation.check_pairs(function, pairs, memory, queries)
     validation.check_options(function, dropout_p, seed, direction, offsets, backend, recompute, tile_pairs)
     validation.check_original_rows(function, original_rows, row_count, memory)
+    validation.check_query_mask(function, query_mask, queries, tensors.spec)
     flat = tensors.flat()
     weights_train = torch.is_grad_enabled() and any(t.requires_grad for t in flat)
     if projected and weights_train:
@@ -238,7 +249,7 @@ def _pair(
     return op(
         memory, queries, row_count, pairs, tensors.norm_weight, tensors.norm_bias, layers, head,
         _blob(packed, queries), tensors.spec.heads, tensors.spec.eps, dropout_p, seed, direction, *offsets, projected,
-        False, backend, recompute, tile_pairs or 0, original_rows or 0,
+        False, backend, recompute, tile_pairs or 0, original_rows or 0, query_mask, tensors.spec.encode(),
     )[0]  # fmt: skip
 
 
@@ -247,12 +258,13 @@ def _recompute(
     pairs: Tensor | None, projected: bool, dropout: bool,
 ) -> str:  # fmt: skip
     """The mode that the op is given: a tape only where there is a backward to read it."""
-    if not trains:
+    spec = weights.spec
+    check_recompute(recompute, spec.other())
+    if not trains or spec.other():
         return "full"
     if torch.compiler.is_compiling():
         # the choice by free memory would be frozen into the graph
         return "full" if recompute == "auto" else recompute
-    spec = weights.spec
     dtype = autocast_dtype(queries.dtype, queries.device)
     chosen, _ = choose(
         backend, device=queries.device, dtype=dtype, width=spec.width, heads=spec.heads,

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import native, reference, tiled, tiled_backward
-from .backends import choose
-from .call import Options, Params, autocast_dtype, wide_dtype
-from .spec import LAYER_PARAMETERS
+from . import native, reference, tiled, tiled_backward, tiled_general
+from .backends import check_recompute, choose
+from .call import CARZERO, Options, Params, autocast_dtype, result_axes, wide_dtype
+from .spec import LAYER_PARAMETERS, DecoderSpec, decode
 from .tape import TapeSize
 
 _library = torch.library.Library("carzero", "DEF")
@@ -23,33 +23,41 @@ _INPUTS = (
     "Tensor memory, Tensor queries, Tensor? row_count, Tensor? pairs, Tensor norm_weight, Tensor norm_bias, "
     "Tensor[] layers, Tensor[] head, Tensor? packed, int heads, float eps, float dropout_p, Tensor? seed, "
     "int direction, SymInt memory_offset, SymInt query_offset, bool projected, bool float32_out, str backend, "
-    "str recompute, SymInt tile_pairs, SymInt original_rows"
+    "str recompute, SymInt tile_pairs, SymInt original_rows, Tensor? query_mask, str spec"
 )
 _ATTENTION_INPUTS = (
     "Tensor memory, Tensor queries, Tensor? row_count, Tensor? pairs, Tensor norm_weight, Tensor norm_bias, "
     "Tensor[] layers, Tensor? packed, int heads, float eps, bool projected, SymInt original_rows, str backend, "
-    "SymInt tile_pairs"
+    "SymInt tile_pairs, Tensor? query_mask, str spec"
 )
-_PROJECT_INPUTS = "Tensor memory, Tensor? row_count, Tensor norm_weight, Tensor norm_bias, Tensor[] layers, float eps"
+_PROJECT_INPUTS = (
+    "Tensor memory, Tensor? row_count, Tensor norm_weight, Tensor norm_bias, Tensor[] layers, float eps, str spec"
+)
 
 # names of the arguments above, in order
 _NAMES = tuple(part.split()[-1] for part in _INPUTS.split(", "))
 
 
-def _params(norm_weight: Tensor, norm_bias: Tensor, layers: list[Tensor], head: list[Tensor], heads: int, eps: float):
-    return Params.from_flat(
-        [norm_weight, norm_bias, *layers, *head], len(layers) // len(LAYER_PARAMETERS), heads, eps
-    )  # fmt: skip
+def _params(
+    norm_weight: Tensor, norm_bias: Tensor, layers: list[Tensor], head: list[Tensor], heads: int, eps: float, spec: str
+) -> Params:  # fmt: skip
+    other = decode(spec)
+    return Params.from_flat([norm_weight, norm_bias, *layers, *head], _layers(layers, other), heads, eps, other)
+
+
+def _layers(tensors: list[Tensor], other: DecoderSpec | None) -> int:
+    return other.layers if other else len(tensors) // len(LAYER_PARAMETERS)
 
 
 def _call(simr: bool, values: tuple) -> tuple[Params, Options, dict]:
     """The arguments of an op as the backends take them, and the rest by name."""
     a = dict(zip(_NAMES, values))
-    params = _params(a["norm_weight"], a["norm_bias"], a["layers"], a["head"], a["heads"], a["eps"])
+    params = _params(a["norm_weight"], a["norm_bias"], a["layers"], a["head"], a["heads"], a["eps"], a["spec"])
     options = Options(
         row_count=a["row_count"], pairs=a["pairs"], dropout_p=a["dropout_p"], seed=a["seed"],
         direction=a["direction"], memory_offset=a["memory_offset"], query_offset=a["query_offset"],
         projected=a["projected"], simr=simr, tile_pairs=a["tile_pairs"], original_rows=a["original_rows"],
+        query_mask=a["query_mask"],
     )  # fmt: skip
     return params, options, a
 
@@ -59,13 +67,14 @@ def _backend(a: dict, *, backward: bool = False) -> str:
     return choose(
         a["backend"], device=queries.device, dtype=queries.dtype, width=queries.shape[1], heads=a["heads"],
         tape=a.get("recompute", "full") != "full", projected_backward=backward and a["projected"],
+        other=decode(a["spec"]),
     )[0]  # fmt: skip
 
 
 def _out_shape(simr: bool, a: dict) -> tuple[int, ...]:
     memory, queries, pairs = a["memory"], a["queries"], a["pairs"]
     grid = (memory.shape[0], queries.shape[0]) if pairs is None else (pairs.shape[0],)
-    return (*grid, queries.shape[1]) if simr else grid
+    return (*grid, *result_axes(decode(a["spec"]) or CARZERO, queries.shape, simr))
 
 
 def _out_dtype(a: dict) -> torch.dtype:
@@ -74,10 +83,11 @@ def _out_dtype(a: dict) -> torch.dtype:
 
 def _tape_size(a: dict) -> TapeSize:
     memory, queries, pairs, layers = a["memory"], a["queries"], a["pairs"], a["layers"]
+    check_recompute(a["recompute"], decode(a["spec"]))
     return TapeSize(
-        layers=len(layers) // len(LAYER_PARAMETERS),
+        layers=_layers(layers, decode(a["spec"])),
         pairs=memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0],
-        width=queries.shape[1],
+        width=queries.shape[-1],
         ffn=layers[LAYER_PARAMETERS.index("linear1_weight")].shape[0],
         dtype=queries.dtype,
         device=queries.device,
@@ -100,6 +110,8 @@ def _forward(simr: bool, *values) -> tuple[Tensor, Tensor]:
             tape.zero_()
             function = reference.pair_simr if simr else reference.pair_logits
             out = function(memory, queries, params, options)
+        elif backend == "torch" and params.other:
+            out = tiled_general.pair_forward(memory, queries, params, options)
         elif backend == "torch":
             out = tiled.pair_forward(memory, queries, params, options, _tape_size(a).views(tape, a["recompute"]))
         else:
@@ -114,6 +126,9 @@ def _backward(simr: bool, grad: Tensor, tape: Tensor, *values) -> list[Tensor]:
     with torch.autocast(queries.device.type, enabled=False):
         if backend == "reference":
             out = _reference_backward(simr, grad, memory, queries, params, options)
+        elif backend == "torch" and params.other:
+            flat = grad.reshape(-1, *result_axes(params.other, queries.shape, simr))
+            out = tiled_general.pair_backward(flat, memory, queries, params, options)
         elif backend == "torch":
             flat = grad.reshape(-1, grad.shape[-1]) if simr else grad.reshape(-1)
             kept = _tape_size(a).views(tape, a["recompute"])
@@ -127,10 +142,9 @@ def _reference_backward(
     simr: bool, grad: Tensor, memory: Tensor, queries: Tensor, params: Params, options: Options
 ) -> list[Tensor]:
     function = reference.pair_simr if simr else reference.pair_logits
-    layers = len(params.layers)
 
     def run(memory: Tensor, queries: Tensor, *tensors: Tensor) -> Tensor:
-        return function(memory, queries, Params.from_flat(tensors, layers, params.heads, params.eps), options)
+        return function(memory, queries, params.rebuilt(tensors), options)
 
     # torch.func works where autograd's own recording is off, as it is inside an op
     out, pull, *_ = torch.func.vjp(run, memory, queries, *params.flat())
@@ -163,7 +177,7 @@ def _register_pair(name: str, simr: bool) -> None:
         ctx.layers, ctx.head = len(a["layers"]), len(a["head"])
         ctx.save_for_backward(
             output[1], a["memory"], a["queries"], a["row_count"], a["pairs"], a["norm_weight"], a["norm_bias"],
-            *a["layers"], *a["head"], a["packed"], a["seed"],
+            *a["layers"], *a["head"], a["packed"], a["seed"], a["query_mask"],
         )  # fmt: skip
         ctx.rest = {n: v for n, v in a.items() if not isinstance(v, Tensor | list) and n not in _OPTIONAL}
 
@@ -173,10 +187,11 @@ def _register_pair(name: str, simr: bool) -> None:
                 [None] * ctx.layers if n == "layers" else [None] * ctx.head if n == "head" else None for n in _NAMES
             )
         tape, memory, queries, row_count, pairs, norm_weight, norm_bias, *more = ctx.saved_tensors
-        layers, head, (packed, seed) = more[: ctx.layers], more[ctx.layers : -2], more[-2:]
+        layers, head, (packed, seed, query_mask) = more[: ctx.layers], more[ctx.layers : -3], more[-3:]
         a = {
             "memory": memory, "queries": queries, "row_count": row_count, "pairs": pairs, "norm_weight": norm_weight,
-            "norm_bias": norm_bias, "layers": layers, "head": head, "packed": packed, "seed": seed, **ctx.rest,
+            "norm_bias": norm_bias, "layers": layers, "head": head, "packed": packed, "seed": seed,
+            "query_mask": query_mask, **ctx.rest,
         }  # fmt: skip
         op = getattr(torch.ops.carzero, f"{name}_backward")
         d_memory, d_queries, d_weight, d_bias, *rest = op(grad, tape, *(a[n] for n in _NAMES))
@@ -197,7 +212,7 @@ def _register_pair(name: str, simr: bool) -> None:
     _register_autocast(name, 2, _NAMES.index("float32_out"))
 
 
-_OPTIONAL = ("row_count", "pairs", "packed", "seed", "layers", "head")
+_OPTIONAL = ("row_count", "pairs", "packed", "seed", "query_mask", "layers", "head")
 
 
 def _register_autocast(name: str, inputs: int, float32_out: int | None = None) -> None:
@@ -220,41 +235,46 @@ def _register_autocast(name: str, inputs: int, float32_out: int | None = None) -
 
 def _attention(
     memory, queries, row_count, pairs, norm_weight, norm_bias, layers, packed, heads, eps, projected, original_rows,
-    backend, tile_pairs,
+    backend, tile_pairs, query_mask, spec,
 ) -> Tensor:  # fmt: skip
-    params = _params(norm_weight, norm_bias, layers, [], heads, eps)
-    options = Options(row_count=row_count, pairs=pairs, projected=projected, simr=True, tile_pairs=tile_pairs)
-    chosen = _backend({"queries": queries, "heads": heads, "backend": backend})
+    params = _params(norm_weight, norm_bias, layers, [], heads, eps, spec)
+    options = Options(
+        row_count=row_count, pairs=pairs, projected=projected, simr=True, tile_pairs=tile_pairs, query_mask=query_mask
+    )
+    chosen = _backend({"queries": queries, "heads": heads, "backend": backend, "spec": spec})
     with torch.autocast(queries.device.type, enabled=False):
         if chosen == "reference":
             return reference.pair_attention(memory, queries, params, options, original_rows)
         if chosen == "torch":
-            out = tiled.pair_attention(memory, queries, params, options, original_rows)
-            return out.view(_attention_shape(memory, queries, pairs, layers, original_rows))
+            function = tiled_general.pair_attention if params.other else tiled.pair_attention
+            out = function(memory, queries, params, options, original_rows)
+            return out.view(_attention_shape(memory, queries, pairs, len(params.layers), original_rows))
         return native.pair_attention(memory, queries, params, options, packed, original_rows)
 
 
-def _attention_shape(memory, queries, pairs, layers, original_rows) -> tuple[int, ...]:
+def _attention_shape(memory, queries, pairs, layers: int, original_rows) -> tuple[int, ...]:
     grid = (memory.shape[0], queries.shape[0]) if pairs is None else (pairs.shape[0],)
-    return (len(layers) // len(LAYER_PARAMETERS), *grid, original_rows)
+    return (layers, *grid, *queries.shape[1:-1], original_rows)
 
 
 def _attention_fake(
     memory, queries, row_count, pairs, norm_weight, norm_bias, layers, packed, heads, eps, projected, original_rows,
-    backend, tile_pairs,
+    backend, tile_pairs, query_mask, spec,
 ) -> Tensor:  # fmt: skip
-    shape = _attention_shape(memory, queries, pairs, layers, original_rows)
+    shape = _attention_shape(memory, queries, pairs, _layers(layers, decode(spec)), original_rows)
     return queries.new_empty(shape, dtype=wide_dtype(queries.dtype))
 
 
-def _project(memory, row_count, norm_weight, norm_bias, layers, eps) -> Tensor:
+def _project(memory, row_count, norm_weight, norm_bias, layers, eps, spec) -> Tensor:
+    params = _params(norm_weight, norm_bias, layers, [], 1, eps, spec)
     with torch.autocast(memory.device.type, enabled=False):
-        return tiled.project_memory(memory, _params(norm_weight, norm_bias, layers, [], 1, eps), row_count)
+        return (tiled_general if params.other else tiled).project_memory(memory, params, row_count)
 
 
-def _project_fake(memory, row_count, norm_weight, norm_bias, layers, eps) -> Tensor:
-    m, p, d = memory.shape
-    return memory.new_empty((m, p, len(layers) // len(LAYER_PARAMETERS), 2, d))
+def _project_fake(memory, row_count, norm_weight, norm_bias, layers, eps, spec) -> Tensor:
+    other = decode(spec)
+    d = layers[LAYER_PARAMETERS.index("norm2_weight")].shape[0]
+    return memory.new_empty((*memory.shape[:2], _layers(layers, other), 2, d))
 
 
 def _pack(params: list[Tensor], heads: int, compute: torch.dtype) -> Tensor:

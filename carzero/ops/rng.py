@@ -5,11 +5,13 @@ Triton versions (`csrc/philox.h`, `kernels/`) agree with this file on the golden
 
 Key: the low and the high word of the 64-bit seed. Counter words::
 
-    site | layer << 8 | direction << 16 | head << 17,  global memory index,  global query index,  column >> 3
+    site | layer << 8 | direction << 16 | head << 17,  global memory index,  global query index,
+    column >> 3 | token << 16
 
 One call yields four 32-bit words, read as eight 16-bit lanes, low half first: the lanes of columns 8c .. 8c+7.
-A column is a memory row's original index for attention weights, a feature index elsewhere. An element is kept where
-its lane is at least t = round(65536 p), and scaled by 65536 / (65536 - t).
+A column is a memory row's original index for attention weights, a feature index elsewhere; the token is 0 where a query
+has but one, and columns lie below 2^19 where it has more. An element is kept where its lane is at least
+t = round(65536 p), and scaled by 65536 / (65536 - t).
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
@@ -33,6 +35,8 @@ class Site(IntEnum):
     HEAD_HIDDEN_1 = 5
     HEAD_HIDDEN_2 = 6
     HEAD_HIDDEN_3 = 7
+    SELF_ATTENTION = 8
+    AFTER_SELF_OUT_PROJECTION = 9
 
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -74,18 +78,19 @@ def lanes(
     memory: Tensor,
     query: Tensor,
     columns: int,
+    token: int | Tensor = 0,
 ) -> Tensor:
     """The 16-bit lanes of columns 0 .. columns-1 of each (memory, query) pair.
 
     Args:
         seed: int64 tensor of one element.
-        head: an int, or an int64 tensor that broadcasts with `memory` and `query`.
+        head, token: an int, or an int64 tensor that broadcasts with `memory` and `query`.
         memory, query: int64 global indices; they broadcast against each other to a shape ``[...]``.
 
     Returns:
         int64 ``[..., columns]`` with values in 0 .. 65535.
     """
-    return _signed_lanes(seed, site, layer, direction, head, memory, query, columns).to(torch.int64) + 32768
+    return _signed_lanes(seed, site, layer, direction, head, memory, query, columns, token).to(torch.int64) + 32768
 
 
 def kept(
@@ -98,21 +103,23 @@ def kept(
     query: Tensor,
     columns: int,
     p: float,
+    token: int | Tensor = 0,
 ) -> Tensor:
     """Which elements a dropout of p keeps, bool ``[..., columns]``: ``lanes(...) >= threshold(p)``."""
-    return _signed_lanes(seed, site, layer, direction, head, memory, query, columns) >= threshold(p) - 32768
+    return _signed_lanes(seed, site, layer, direction, head, memory, query, columns, token) >= threshold(p) - 32768
 
 
 def _signed_lanes(
     seed: Tensor, site: Site, layer: int, direction: int, head: int | Tensor, memory: Tensor, query: Tensor,
-    columns: int,
+    columns: int, token: int | Tensor,
 ) -> Tensor:  # fmt: skip
     """`lanes` less 32768, int16: torch compares no unsigned 16-bit numbers."""
     blocks = (columns + 7) // 8
     device = memory.device
     word0 = torch.as_tensor(head, device=device) * (1 << 17) + (int(site) | layer << 8 | direction << 16)
-    c3 = torch.arange(blocks, device=device)
     word0, memory, query = (x.unsqueeze(-1) for x in torch.broadcast_tensors(word0, memory & _MASK, query & _MASK))
+    c3 = torch.arange(blocks, device=device)
+    c3 = c3 | (token.unsqueeze(-1) if isinstance(token, Tensor) else token) << 16
     w0, w1, w2, w3 = torch.broadcast_tensors(*philox_4x32((word0, memory, query, c3), seed_key(seed.to(device))))
     # two words in one of 64 bits are four lanes in order: no pass over single lanes
     words = torch.stack((w1 << 32 | w0, w3 << 32 | w2), -1)

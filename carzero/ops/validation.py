@@ -19,13 +19,23 @@ def check_tensors(function: str, memory: Tensor, queries: Tensor, weights: Decod
     """Shapes, dtypes and devices of memory, queries and weights."""
     spec = weights.spec
     check_memory(function, memory, spec, projected)
-    if queries.dim() != 2:
-        raise ValueError(f"{function}: queries must be [Q, D], got queries.shape={tuple(queries.shape)}.")
-    width = memory.shape[-1]
-    if queries.shape[1] != width:
+    axes = "[Q, T, D], as the weights' spec has self_attention=True" if spec.self_attention else "[Q, D]"
+    if queries.dim() != (3 if spec.self_attention else 2):
+        raise ValueError(f"{function}: queries must be {axes}, got queries.shape={tuple(queries.shape)}.")
+    if spec.self_attention and queries.shape[1] < 1:
         raise ValueError(
-            f"{function}: memory and queries must have the same width D, got memory.shape={tuple(memory.shape)} and "
-            f"queries.shape={tuple(queries.shape)}."
+            f"{function}: a query must have at least one token, got queries.shape={tuple(queries.shape)}. A query of "
+            "no token is one with query_mask False."
+        )
+    if queries.shape[-1] != spec.width:
+        if spec.memory_width is None:
+            raise ValueError(
+                f"{function}: memory and queries must have the same width D, got memory.shape={tuple(memory.shape)} "
+                f"and queries.shape={tuple(queries.shape)}."
+            )
+        raise ValueError(
+            f"{function}: queries and weights must have the same width D, got queries.shape={tuple(queries.shape)} and "
+            f"weights of width {spec.width}."
         )
     check_devices(function, memory, {"queries": queries, "weights": weights.norm_weight})
     if autocast_dtype(memory.dtype, memory.device) != autocast_dtype(queries.dtype, queries.device):
@@ -53,10 +63,11 @@ def check_memory(function: str, memory: Tensor, spec: DecoderSpec, projected: bo
             f"{function}: a memory must have at least one row, got memory.shape={tuple(memory.shape)}. A memory that "
             "attends to nothing is one row with row_count 0."
         )
-    if memory.shape[-1] != spec.width:
+    width = spec.width if projected else spec.memory_dim
+    if memory.shape[-1] != width:
         raise ValueError(
             f"{function}: memory and weights must have the same width D, got memory.shape={tuple(memory.shape)} and "
-            f"weights of width {spec.width}."
+            f"weights of width {width}."
         )
 
 
@@ -109,6 +120,24 @@ def check_original_rows(function: str, original_rows: int | None, row_count: Ten
         raise ValueError(
             f"{function}: original_rows must be at least {least}, the rows that memory and row_count stand for, got "
             f"{original_rows}."
+        )
+
+
+def check_query_mask(function: str, mask: Tensor | None, queries: Tensor, spec: DecoderSpec) -> None:
+    """bool ``[Q, T]``, for queries that have tokens."""
+    if mask is None:
+        return
+    if not spec.self_attention:
+        raise ValueError(
+            f"{function}: query_mask is of a query's tokens, which only weights of a spec with self_attention=True "
+            "have. Leave it out."
+        )
+    check_devices(function, queries, {"query_mask": mask})
+    want = tuple(queries.shape[:2])
+    if mask.dtype != torch.bool or tuple(mask.shape) != want:
+        raise ValueError(
+            f"{function}: query_mask must be bool of shape [Q, T] = {want}, got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}."
         )
 
 

@@ -215,8 +215,9 @@ class ZeroShotClassifier:
         device, dtype = self._device[0], self._dtype[0]
         try:
             backend = backends.choose(
-                self.backend, device=device, dtype=dtype, width=decoder.width, heads=decoder.heads
-            )
+                self.backend, device=device, dtype=dtype, width=decoder.width, heads=decoder.heads,
+                other=decoder.other(),
+            )  # fmt: skip
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from None
         return Choices(self._device, self._dtype, backend, workers, choose_graph(device, backend[0]))

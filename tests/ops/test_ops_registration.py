@@ -24,7 +24,7 @@ def raw_arguments(
     return (
         case.memory, case.queries, case.options.get("row_count"), case.options.get("pairs"), w.norm_weight, w.norm_bias,
         [t for layer in w.layers for t in layer], list(w.head) if head else [], None, SPEC.heads, SPEC.eps, 0.2,
-        torch.tensor([4]), 1, 5, 6, False, False, backend, recompute, 0, 0,
+        torch.tensor([4]), 1, 5, 6, False, False, backend, recompute, 0, 0, None, "",
     )  # fmt: skip
 
 
@@ -63,9 +63,9 @@ def test_opcheck_of_the_backward_and_of_the_inference_ops() -> None:
         "pair_logits_backward": (torch.ones_like(out), tape, *arguments),
         "pair_attention": (
             case.memory, case.queries, COUNT, None, w.norm_weight, w.norm_bias, layers, None, SPEC.heads, SPEC.eps,
-            False, 11, "torch", 0,
+            False, 11, "torch", 0, None, "",
         ),
-        "project_memory": (case.memory, COUNT, w.norm_weight, w.norm_bias, layers, SPEC.eps),
+        "project_memory": (case.memory, COUNT, w.norm_weight, w.norm_bias, layers, SPEC.eps, ""),
     }  # fmt: skip
     for name, values_ in calls.items():
         found = torch.library.opcheck(getattr(torch.ops.carzero, name).default, values_)
