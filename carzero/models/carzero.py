@@ -16,8 +16,9 @@ from carzero.errors import UserError
 
 from .config import CARZeroConfig
 from .decoder import SimRDecoder
-from .encoded import Encoded, encoded_images, encoded_texts
+from .encoded import Encoded, encoded_images, encoded_texts, with_tokens, without_padding
 from .image_encoder import ImageEncoder
+from .similarity import IMAGE_TOKENS, TEXT_TOKENS, MemoryRows, PairSimilarity
 from .text_encoder import TextEncoder
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class TextBank:
     """
 
     encoded: Encoded
-    projected: ProjectedMemory
+    projected: ProjectedMemory | MemoryRows
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -49,6 +50,8 @@ class CARZero(nn.Module):
         image_memory = decoder(images.memory, texts.query)         # [B, T]
         text_memory = decoder(texts.memory, images.query).T        # [B, T]
         similarity = (image_memory + text_memory) / 2
+
+    With another ``config.similarity`` the decoder is a `carzero.models.similarity.PairSimilarity`.
 
     Args:
         config: what it is made of; None is the published model with random weights.
@@ -66,8 +69,12 @@ class CARZero(nn.Module):
         self.config = CARZeroConfig() if config is None else config
         self.image_encoder = ImageEncoder(self.config.image)
         self.text_encoder = TextEncoder(self.config.text, tokenizer, self.config.text_mode)
-        self.decoder = SimRDecoder(self.config.decoder)
-        widths = (self.image_encoder.width, self.text_encoder.width, self.decoder.spec.width)
+        self.decoder: SimRDecoder | PairSimilarity
+        if self.config.similarity == "decoder":
+            self.decoder = SimRDecoder(self.config.decoder)
+        else:
+            self.decoder = PairSimilarity(self.config.similarity, self.config.decoder)
+        widths = (self.image_encoder.width, self.text_encoder.width, self.config.decoder.width)
         if len(set(widths)) > 1:
             raise UserError(
                 "CARZero: image encoder, text encoder and decoder must have the same width, got {}, {} and {}; set "
@@ -77,12 +84,12 @@ class CARZero(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.decoder.layers[0].linear1_weight.device
+        return next(self.decoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The weights' dtype."""
-        return self.decoder.layers[0].linear1_weight.dtype
+        return next(self.decoder.parameters()).dtype
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -101,10 +108,11 @@ class CARZero(nn.Module):
             pixels: ``[B, 3, S, S]`` floating, normalised as `carzero.ImageProcessor` does.
 
         Returns:
-            memory ``[B, 1 + patches, D]``, query ``[B, D]``.
+            memory ``[B, 1 + patches, D]``, query ``[B, D]`` (the memory's rows for similarities of tokens).
         """
         query, local = self.image_encoder(pixels.to(self.device, self.dtype if pixels.is_floating_point() else None))
-        return encoded_images(query, local, self.config.decoder.memory_rows)
+        encoded = encoded_images(query, local, self.config.decoder.memory_rows)
+        return with_tokens(encoded) if self.config.similarity in IMAGE_TOKENS else encoded
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int | None = None) -> Encoded:
         """Encode texts, with gradients and dropout as the module's mode says.
@@ -128,7 +136,11 @@ class CARZero(nn.Module):
         tokens = self.text_encoder.tokenise(texts).to(self.device)
         sentence, words = self.text_encoder(tokens)
         rows = self.config.decoder.memory_rows
-        return encoded_texts(sentence, words, tokens.rows, self.config.text.max_tokens, rows)
+        encoded = encoded_texts(sentence, words, tokens.rows, self.config.text.max_tokens, rows)
+        if self.config.similarity == "decoder":
+            return encoded
+        encoded = without_padding(encoded, tokens.rows)
+        return with_tokens(encoded) if self.config.similarity in TEXT_TOKENS else encoded
 
     @property
     def text_rows(self) -> int:

@@ -16,6 +16,7 @@ from .strict import build, known_keys, mapping, one_of, positive
 
 MemoryRows = Literal["global+local", "local", "global"]
 TextMode = Literal["default", "published"]
+SimilarityName = Literal["decoder", "gloria", "max_sim", "vl_cabs", "cosine"]
 
 #: Where the authors publish the text encoder that the released checkpoint was trained from, and its tokenizer.
 PUBLISHED_TEXT_ENCODER = "Laihaoran/BioClinicalMPBERT"
@@ -215,15 +216,31 @@ class CARZeroConfig:
         image, text, decoder: the three parts; their widths must agree, for no projection lies between them.
         text_mode: ``"default"`` cleans texts with one-word prompts and decimals kept; ``"published"`` as the authors'
             code does (see docs/fidelity.md).
+        similarity: what scores an image and a text: CARZero's decoder, or one of `carzero.similarities` behind two
+            projections (docs/similarities.md); of `decoder`, the others use width and eps alone.
     """
 
     image: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     text_mode: TextMode = "default"
+    similarity: SimilarityName = "decoder"
 
     def __post_init__(self) -> None:
         one_of(self, "text_mode", get_args(TextMode))
+        one_of(self, "similarity", get_args(SimilarityName))
+        if self.similarity != "decoder" and self.decoder.memory_rows != "global+local":
+            raise UserError(
+                f"CARZeroConfig: similarity={self.similarity!r} finds the global row first and local rows after it, so "
+                f"decoder.memory_rows must be 'global+local', got {self.decoder.memory_rows!r}."
+            )
+        decoder = self.decoder
+        if decoder.self_attention or decoder.outputs > 1 or decoder.memory_width is not None:
+            raise UserError(
+                "CARZeroConfig: images and texts give one vector of the decoder's width as query, and one number is "
+                "their score, so decoder.self_attention, outputs and memory_width must be left alone; a SimRDecoder of "
+                "its own takes them."
+            )
         widths = {"image": self.image.width, "text": self.text.width, "decoder": self.decoder.width}
         if len({width for width in widths.values() if width is not None}) > 1:
             given = ", ".join(f"{name}.width={width}" for name, width in widths.items() if width is not None)

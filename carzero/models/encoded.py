@@ -18,7 +18,8 @@ class Encoded:
 
     Args:
         memory: ``[B, P, D]`` rows that queries of the other side attend to.
-        query: ``[B, D]`` global vectors that attend to memories of the other side.
+        query: ``[B, D]`` global vectors that attend to memories of the other side; ``[B, T, D]`` rows with the global
+            one first and zeros where there is none, for similarities of tokens (`carzero.models.similarity`).
         row_count: int32 ``[B, P]``, how many original rows each row stands for (0 absent, n equal rows), or None where
             every row is itself (images).
     """
@@ -50,7 +51,7 @@ class Encoded:
     def cat(parts: Sequence[Encoded]) -> Encoded:
         """All samples of several, in order; shorter memories get absent rows."""
         rows = max(part.memory.shape[1] for part in parts)
-        query = torch.cat([part.query for part in parts])
+        query = torch.cat(_of_one_length([part.query for part in parts]))
         if all(part.row_count is None and part.memory.shape[1] == rows for part in parts):
             return Encoded(torch.cat([part.memory for part in parts]), query)
         memory = [F.pad(part.memory, (0, 0, 0, rows - part.memory.shape[1])) for part in parts]
@@ -62,6 +63,28 @@ def _counts(part: Encoded) -> Tensor:
     if part.row_count is not None:
         return part.row_count
     return torch.ones(part.memory.shape[:2], dtype=torch.int32, device=part.memory.device)
+
+
+def _of_one_length(queries: list[Tensor]) -> list[Tensor]:
+    """Global vectors as they are; rows with zeros after them, up to the longest."""
+    if queries[0].dim() == 2:
+        return queries
+    longest = max(query.shape[1] for query in queries)
+    return [F.pad(query, (0, 0, 0, longest - query.shape[1])) for query in queries]
+
+
+def with_tokens(encoded: Encoded) -> Encoded:
+    """The same with all present rows of the memory as query; absent ones are zeros."""
+    if encoded.row_count is None:
+        return Encoded(encoded.memory, encoded.memory)
+    query = encoded.memory.masked_fill((encoded.row_count == 0).unsqueeze(-1), 0.0)
+    return Encoded(encoded.memory, query, encoded.row_count)
+
+
+def without_padding(encoded: Encoded, lengths: Tensor) -> Encoded:
+    """A text's memory of a global row and `lengths` words: its zero rows are absent, not attended."""
+    column = torch.arange(encoded.memory.shape[1], device=lengths.device)
+    return Encoded(encoded.memory, encoded.query, (column <= lengths.unsqueeze(1)).to(torch.int32))
 
 
 def collapsed_counts(lengths: Tensor, columns: int, total: int) -> Tensor:

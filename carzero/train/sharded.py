@@ -11,11 +11,12 @@ from torch import Tensor
 
 from carzero.models.decoder import SimRDecoder
 from carzero.models.encoded import Encoded
+from carzero.models.similarity import PairSimilarity
 from carzero.train.ranks import Ranks
 
 
 def sharded_contrastive_loss(
-    decoder: SimRDecoder,
+    decoder: SimRDecoder | PairSimilarity,
     images: Encoded,
     texts: Encoded,
     ranks: Ranks,
@@ -55,7 +56,7 @@ def sharded_contrastive_loss(
     first_image = sum(sizes[: ranks.rank])
     first_text = first_image * per_image
     image_queries = ranks.gather_rows(images.query, sizes)
-    text_queries = ranks.gather_rows(texts.query, [size * per_image for size in sizes])
+    text_queries = ranks.gather_rows(_of_one_length(texts.query, ranks), [size * per_image for size in sizes])
     options = {"seed": seed, "backend": backend, "recompute": recompute}
     image_memory = decoder(
         images.memory, text_queries, row_count=images.row_count, direction=0, memory_offset=first_image, **options
@@ -72,6 +73,14 @@ def sharded_contrastive_loss(
     return sharded_info_nce(image_memory, image_rows, ranks, total_images) + sharded_info_nce(
         text_memory, text_rows, ranks, total_texts
     )
+
+
+def _of_one_length(query: Tensor, ranks: Ranks) -> Tensor:
+    """A rank's queries; where they are rows of tokens, with zeros up to the longest of all ranks."""
+    if query.dim() == 2 or ranks.world == 1:
+        return query
+    longest = int(ranks.stack(torch.tensor([query.shape[1]], device=query.device)).max())
+    return torch.nn.functional.pad(query, (0, 0, 0, longest - query.shape[1]))
 
 
 def sharded_info_nce(logits: Tensor, positives: Tensor, ranks: Ranks, total_rows: int) -> Tensor:

@@ -128,7 +128,8 @@ def _in_two_passes(
             rows = slice(first * count, first * count + len(again))
             # rows that only longer texts of the batch have are no rows of this part
             memory = whole.memory.grad[rows, : again.memory.shape[1]]
-            torch.autograd.backward([again.memory, again.query], [memory, whole.query.grad[rows]])
+            query = whole.query.grad[rows, : again.query.shape[1]]
+            torch.autograd.backward([again.memory, again.query], [memory, query])
     _set_random_state(after, devices)
     return loss
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import pandas as pd
 import torch
 
+from carzero import similarities
 from carzero.data.decode import ImageError
 from carzero.data.files import ImageFile, list_images
 from carzero.data.images import ImageProcessor
@@ -214,10 +215,13 @@ class ZeroShotClassifier:
         decoder = self.model.config.decoder
         device, dtype = self._device[0], self._dtype[0]
         try:
-            backend = backends.choose(
-                self.backend, device=device, dtype=dtype, width=decoder.width, heads=decoder.heads,
-                other=decoder.other(),
-            )  # fmt: skip
+            if self.model.config.similarity == "decoder":
+                backend = backends.choose(
+                    self.backend, device=device, dtype=dtype, width=decoder.width, heads=decoder.heads,
+                    other=decoder.other(),
+                )  # fmt: skip
+            else:
+                backend = similarities.choose(self.backend)
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from None
         return Choices(self._device, self._dtype, backend, workers, choose_graph(device, backend[0]))

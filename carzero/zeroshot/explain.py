@@ -116,8 +116,12 @@ def explain_prompts(
         layers: decoder layers that are averaged; all if None, negative ones count from the last.
 
     Raises:
-        UserError: the model's memory has no local rows, or a layer does not exist.
+        UserError: the model has no decoder, its memory no local rows, or a layer does not exist.
     """
+    if model.config.similarity != "decoder":
+        raise UserError(
+            f"explain: maps are the decoder's attention, and this model has similarity={model.config.similarity!r}."
+        )
     config = model.config.decoder
     if config.memory_rows == "global":
         raise UserError(
