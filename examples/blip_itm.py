@@ -41,8 +41,8 @@ def run(pairs: int = 16, width: int = 96, rounds: int = 3) -> Change:
     mask = torch.arange(WORDS) < lengths.unsqueeze(1)
     text = {
         "vocab_size": vocabulary, "hidden_size": width, "encoder_hidden_size": 2 * width,
-        "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": WORDS, "bos_token_id": 1,
-        "eos_token_id": 2, "pad_token_id": 0, "sep_token_id": 2,
+        "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "max_position_embeddings": WORDS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "sep_token_id": 2,
     }  # fmt: skip
     vision = {
         "hidden_size": 2 * width, "intermediate_size": 4 * width, "num_hidden_layers": 3, "num_attention_heads": 4,
