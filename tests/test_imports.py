@@ -40,6 +40,18 @@ def test_import_is_light(statement: str) -> None:
     assert seconds < 2.0
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import carzero.ops", "import carzero.similarities", "import carzero.dropin", "from carzero import SimRDecoder",
+        "from carzero import patch",
+    ],
+)  # fmt: skip
+def test_the_op_and_its_doors_load_nothing_beside_torch_and_numpy(statement: str) -> None:
+    names, _ = modules_after(statement)
+    assert names - set(sys.stdlib_module_names) == {"carzero"}
+
+
 def test_every_public_name_resolves() -> None:
     import carzero
 
@@ -67,6 +79,7 @@ def test_kernels_import_torch_triton_and_siblings_only() -> None:
 
 def test_ops_import_torch_and_numpy_only() -> None:
     allowed = {"torch", "numpy", "carzero", *sys.stdlib_module_names}
-    found = {path.name: imported_roots(path) - allowed for path in (ROOT / "carzero" / "ops").rglob("*.py")}
-    assert "spec.py" in found
+    folders = [ROOT / "carzero" / name for name in ("ops", "similarities", "dropin")]
+    found = {path.name: imported_roots(path) - allowed for folder in folders for path in folder.rglob("*.py")}
+    assert {"spec.py", "blocks.py", "patching.py"} <= set(found)
     assert {name: roots for name, roots in found.items() if roots} == {}

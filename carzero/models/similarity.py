@@ -95,30 +95,30 @@ class PairSimilarity(nn.Module):
         Returns:
             ``[M, Q]``.
         """
-        if isinstance(memory, MemoryRows):
-            memory, row_count = memory
+        rows = memory.memory if isinstance(memory, MemoryRows) else memory
+        row_count = memory.row_count if isinstance(memory, MemoryRows) else row_count
         token_count = None
         if queries.dim() == 3:
             token_count = (queries != 0).any(-1).to(torch.int32)
         first, second = self.image_projection, self.text_projection
         if direction == 1:
             first, second = second, first
-        memory, queries = first(self.norm(memory)), second(self.norm(queries))
+        rows, queries = first(self.norm(rows)), second(self.norm(queries))
         local = row_count if row_count is None else row_count[:, 1:]
         if self.name == "max_sim":
             assert token_count is not None
             found = max_sim(
-                memory[:, 1:], queries[:, 1:], row_count=local, token_count=token_count[:, 1:], backend=backend
+                rows[:, 1:], queries[:, 1:], row_count=local, token_count=token_count[:, 1:], backend=backend
             )
         elif self.name == "gloria" and direction == 0:
             assert token_count is not None
             # scores of two normalised rows are about sqrt(D) wide; the softmax over words would see one alone
             found = word_region(
-                memory[:, 1:], queries[:, 1:] * self.width**-0.5, row_count=local, token_count=token_count[:, 1:],
+                rows[:, 1:], queries[:, 1:] * self.width**-0.5, row_count=local, token_count=token_count[:, 1:],
                 backend=backend,
             )  # fmt: skip
         elif self.name == "vl_cabs":
-            found = vl_cabs(memory, queries, row_count=row_count, temperature=1.0 / self.scale, backend=backend)
+            found = vl_cabs(rows, queries, row_count=row_count, temperature=1.0 / self.scale, backend=backend)
         else:
-            found = cosine(memory[:, 0], queries if queries.dim() == 2 else queries[:, 0])
+            found = cosine(rows[:, 0], queries if queries.dim() == 2 else queries[:, 0])
         return self.scale * found
