@@ -71,6 +71,8 @@ def study(seeds: int) -> None:
             start = time.process_time()
             result = train(settings, model=model, quiet=True)
             seconds = time.process_time() - start
+            if result.signal is not None:
+                raise SystemExit(f"stopped by signal {result.signal}; what is finished is in {RECORD}.")
             scored = figures.score(result.model, held_out, phantoms.finding_prompts())
             record["runs"].append(
                 {

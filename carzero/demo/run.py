@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -23,12 +24,13 @@ from carzero.bench.cases import Case, contenders
 from carzero.bench.measure import gemm_rate, take_turns
 from carzero.data.phantom import Phantom
 from carzero.demo import figures, phantoms
-from carzero.demo.baselines import CosineCARZero, pixel_scores
+from carzero.demo.baselines import pixel_scores
 from carzero.demo.page import write_page
 from carzero.demo.page_context import drawn_context
 from carzero.demo.recipe import Recipe
 from carzero.errors import UserError
 from carzero.models.carzero import CARZero
+from carzero.models.config import SimilarityName
 from carzero.models.tokenizer import word_tokenizer
 from carzero.ops import backends
 from carzero.ops.spec import DecoderSpec
@@ -79,7 +81,7 @@ def run_drawn(out: Path, recipe: Recipe, *, seed: int = 0) -> Path:
         raise UserError(f"stopped by signal {result.signal} after {result.step} of {recipe.steps} steps.")
     with clock.stage("train the same encoders with a cosine head"):
         config = recipe.training(manifest, work / "cosine", seed=seed, steps=recipe.cosine_steps)
-        cosine = train(config, model=_new(recipe, manifest, seed, CosineCARZero), quiet=True).model
+        cosine = train(config, model=_new(recipe, manifest, seed, "cosine"), quiet=True).model
     with clock.stage("train on shuffled texts"):
         config = recipe.training(shuffled, work / "shuffled", seed=seed, steps=recipe.shuffled_steps)
         chance = train(config, model=_new(recipe, shuffled, seed), quiet=True).model
@@ -202,11 +204,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def _new(recipe: Recipe, manifest: Path, seed: int, kind: type[CARZero] = CARZero) -> CARZero:
+def _new(recipe: Recipe, manifest: Path, seed: int, similarity: SimilarityName = "decoder") -> CARZero:
     texts = pd.read_csv(manifest)["text"]
     tokenizer = word_tokenizer([*texts, *phantoms.finding_prompts().values()])
     torch.manual_seed(seed)
-    return kind(recipe.model(len(tokenizer)), tokenizer)
+    return CARZero(dataclasses.replace(recipe.model(len(tokenizer)), similarity=similarity), tokenizer)
 
 
 def _shuffled(manifest: Path, seed: int) -> Path:
