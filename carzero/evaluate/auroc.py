@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its percentile interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+from carzero.evaluate.bootstrap import Interval, Resampling, percentile_interval
+from carzero.evaluate.ranking import Ranked
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -33,7 +22,8 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
         ValueError: shapes differ, labels other than 0 and 1, or a score that is NaN.
     """
     y, s = _checked(labels, scores)
-    return float(_weighted(y, s, np.ones((1, len(y))))[0])
+    ranked = Ranked(y, s, np.arange(len(y)), len(y))
+    return float(ranked.figures(np.ones((len(y), 1), np.int32)).auroc[0])
 
 
 def auroc_interval(
@@ -55,10 +45,8 @@ def auroc_interval(
         seed: of the resampling.
     """
     y, s = _checked(labels, scores)
-    weights = bootstrap_weights(np.arange(len(y)) if groups is None else np.asarray(groups), resamples, seed)
-    draws = _weighted(y, s, weights)
-    low, high = _percentiles(draws, level)
-    return Interval(auroc(y, s), low, high)
+    resampling = Resampling(len(y) if groups is None else groups, resamples=resamples, seed=seed)
+    return percentile_interval(auroc(y, s), _draws(y, s, resampling), level)
 
 
 def macro_auroc_interval(
@@ -79,50 +67,20 @@ def macro_auroc_interval(
     y, s = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if y.shape != s.shape or y.ndim != 2:
         raise ValueError(f"macro_auroc_interval: labels and scores must both be [N, C], got {y.shape} and {s.shape}.")
-    weights = bootstrap_weights(np.arange(len(y)) if groups is None else np.asarray(groups), resamples, seed)
-    draws, points = [], []
-    for c in range(y.shape[1]):
-        yc, sc = _checked(y[:, c], s[:, c])
-        points.append(auroc(yc, sc))
-        draws.append(_weighted(yc, sc, weights))
-    if np.all(np.isnan(points)):
+    resampling = Resampling(len(y) if groups is None else groups, resamples=resamples, seed=seed)
+    columns = [_checked(y[:, c], s[:, c]) for c in range(y.shape[1])]
+    points = np.array([auroc(*column) for column in columns])
+    if np.isnan(points).all():
         return Interval(float("nan"), float("nan"), float("nan"))
-    table = np.stack(draws)
+    table = np.stack([_draws(*column, resampling) for column in columns])
     # a resample in which no class has both a positive and a negative says nothing
     table = table[:, ~np.isnan(table).all(0)]
-    low, high = _percentiles(np.nanmean(table, axis=0), level)
-    return Interval(float(np.nanmean(points)), low, high)
+    return percentile_interval(float(np.nanmean(points)), np.nanmean(table, axis=0), level)
 
 
-def bootstrap_weights(groups: NDArray, resamples: int, seed: int) -> NDArray[np.float64]:
-    """How often each sample occurs in each resample of whole groups, ``[resamples, N]``."""
-    names, member = np.unique(groups, return_inverse=True)
-    generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return counts[:, member].astype(np.float64)
-
-
-def _weighted(y: NDArray[np.bool_], s: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    order = np.argsort(s, kind="stable")
-    ranked, w = s[order], weights[:, order]
-    positive, negative = w * y[order], w * ~y[order]
-    # negatives strictly below each distinct score, plus half of those at it
-    first = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
-    at = np.add.reduceat(negative, first, axis=1)
-    below = np.cumsum(at, axis=1) - at
-    won = np.add.reduceat(positive, first, axis=1) * (below + 0.5 * at)
-    total = positive.sum(1) * negative.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(total > 0, won.sum(1) / total, np.nan)
-
-
-def _percentiles(draws: NDArray[np.float64], level: float) -> tuple[float, float]:
-    draws = draws[~np.isnan(draws)]
-    if not len(draws):
-        return float("nan"), float("nan")
-    tail = (1 - level) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail])
-    return float(low), float(high)
+def _draws(y: NDArray[np.bool_], s: NDArray[np.float64], resampling: Resampling) -> NDArray[np.float64]:
+    ranked = Ranked(y, s, resampling.member, resampling.size)
+    return np.concatenate([ranked.figures(counts).auroc for counts in resampling.counts()])
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from carzero.evaluate import auroc, auroc_interval, macro_auroc_interval
-from carzero.evaluate.auroc import bootstrap_weights
+from carzero.evaluate.bootstrap import Resampling
 
 
 @pytest.mark.parametrize("distinct", [3, 10_000])
@@ -23,7 +23,7 @@ def test_interval_equals_resampling_patients_one_by_one():
     patients = np.sort(rng.integers(0, 40, 120))
     labels = rng.integers(0, 2, 120)
     scores = np.round(rng.normal(size=120) + labels, 1)
-    weights = bootstrap_weights(patients, 200, seed=3)
+    weights = np.concatenate(list(Resampling(patients, resamples=200, seed=3).weights()))
     slow = []
     for w in weights.astype(int):
         rows = np.repeat(np.arange(120), w)
