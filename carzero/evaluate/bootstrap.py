@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 #: Resamples drawn at a time: their counts stay in cache, and memory does not grow with the number of resamples.
 BLOCK = 32
+#: Keeps the draws apart from data that were simulated by ``default_rng(seed)``: counts come from the same uniform
+#: numbers, and labels made of them would all be drawn, or none.
+_STREAM = 0xB0075
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Resampling:
 
     def counts(self, block: int = BLOCK) -> Iterator[NDArray[np.int32]]:
         """How often each unit was drawn: int32 ``[G, B]`` for B resamples at a time, B at most `block`."""
-        generator = np.random.default_rng(self.seed)
+        generator = np.random.default_rng([self.seed, _STREAM])
         share = np.full(self.size, 1 / self.size)
         for start in range(0, self.resamples, block):
             drawn = generator.multinomial(self.size, share, size=min(block, self.resamples - start))

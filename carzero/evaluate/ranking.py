@@ -6,15 +6,20 @@ between those steps. A resample then costs one sparse product: each sample is re
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from carzero.evaluate.bootstrap import Resampling
+
 
 class Figures(NamedTuple):
-    """Figures of B weightings, float64 ``[B]``; NaN where they are not defined.
+    """Figures of B weightings, float64 ``[B]`` (``[B, K]`` for K classes); NaN where they are not defined.
 
     Args:
         auroc: `sklearn.metrics.roc_auc_score`; needs a positive and a negative.
@@ -82,3 +87,28 @@ def _sums(bounds: NDArray, columns: NDArray[np.int32], units: int) -> csr_array:
     return csr_array(
         (np.ones(len(columns), np.int32), columns, bounds.astype(np.int32)), shape=(len(bounds) - 1, units)
     )
+
+
+def draws(ranked: Sequence[Ranked], resampling: Resampling, workers: int | None = None) -> Figures:
+    """Figures of several classes over the same resamples, each float64 ``[R, K]``.
+
+    Args:
+        ranked: K classes (or parts of them) whose `member` and `units` are those of the resampling.
+        resampling: what is drawn.
+        workers: threads; None: one a core, at most 8. They do not change a bit.
+    """
+    workers = workers or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+
+    def block(counts: NDArray[np.int32]) -> list[NDArray[np.float64]]:
+        each = [one.figures(counts) for one in ranked]
+        return [np.stack(values, axis=1) for values in zip(*each)]
+
+    with ThreadPoolExecutor(workers) as pool:
+        blocks = list(pool.map(block, resampling.counts()))
+    return Figures(*(np.concatenate(parts) for parts in zip(*blocks)))
+
+
+def points(ranked: Sequence[Ranked], units: int) -> Figures:
+    """Figures of several classes on the samples as they are, each float64 ``[K]``."""
+    each = [one.figures(np.ones((units, 1), np.int32)) for one in ranked]
+    return Figures(*(np.concatenate(values) for values in zip(*each)))

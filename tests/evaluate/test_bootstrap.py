@@ -77,3 +77,10 @@ def test_nothing_to_say_is_nan_and_misuse_is_named():
         percentile_interval(0.5, [0.5], level=95)
     with pytest.raises(ValueError, match="units must be"):
         Resampling([])
+
+
+def test_draws_do_not_follow_data_simulated_with_the_same_seed():
+    labels = np.random.default_rng(0).random(200) < 0.3
+    drawn = np.concatenate(list(Resampling(200, resamples=5, seed=0).weights())) @ labels
+    # 60 of 200 are positive; counts drawn from the very numbers that made the labels hold none of them
+    assert (drawn > 30).all()
