@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +51,7 @@ class PromptSet:
                 raise UserError(f"The class {name!r} has no prompt.")
             if not all(any(character.isalnum() for character in text) for text in texts):
                 raise UserError(f"The class {name!r} has a prompt without any word.")
-        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        repeated = _repeated(self.classes)
         if repeated:
             raise UserError(f"The class {repeated[0]!r} occurs more than once: give all its prompts in one place.")
 
@@ -81,12 +83,34 @@ class PromptSet:
         )
 
     @classmethod
-    def from_findings(cls, findings: Iterable[str], template: str = TEMPLATE) -> PromptSet:
-        """One class per finding, its prompt from the template."""
-        if "{finding}" not in template:
-            raise UserError(f"The template must contain {{finding}}, got {template!r}.")
-        names = tuple(finding.strip() for finding in findings)
-        return cls(names, tuple((template.replace("{finding}", name),) for name in names))
+    def from_findings(
+        cls, findings: Mapping[str, str] | Iterable[str], templates: str | Sequence[str] = TEMPLATE
+    ) -> PromptSet:
+        """One class per finding, a prompt of it from each template.
+
+        Args:
+            findings: names, or ``{class: finding as the prompt says it}``.
+            templates: one wording or several, each with ``{finding}``.
+        """
+        wordings = (templates,) if isinstance(templates, str) else tuple(templates)
+        for wording in wordings:
+            if "{finding}" not in wording:
+                raise UserError(f"The template must contain {{finding}}, got {wording!r}.")
+        if not isinstance(findings, Mapping):
+            names = [finding.strip() for finding in findings]
+            findings = dict(zip(names, names))
+            if len(findings) != len(names):
+                raise UserError(f"The class {_repeated(names)[0]!r} occurs more than once.")
+        filled = (tuple(w.replace("{finding}", said.strip()) for w in wordings) for said in findings.values())
+        return cls(tuple(findings), tuple(filled))
+
+    def negated(self) -> PromptSet:
+        """The same classes denied: "There is X" and "There are X" become "There is no X" and "There are no X".
+
+        Raises:
+            UserError: a prompt does not begin so, and how to deny it is not known.
+        """
+        return PromptSet(self.classes, tuple(tuple(map(_denied, texts)) for texts in self.prompts))
 
 
 def load_prompts(path: str | os.PathLike[str]) -> PromptSet:
@@ -119,11 +143,24 @@ def load_prompts(path: str | os.PathLike[str]) -> PromptSet:
         raise UserError(f"The prompt file {path} cannot be used: {error}") from None
 
 
+def _repeated(names: Sequence[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _denied(prompt: str) -> str:
+    opening = re.match(r"there (?:is|are)\b(?! no\b)(?: an?\b)?", prompt, re.IGNORECASE)
+    if opening is None:
+        raise UserError(
+            f"The prompt {prompt!r} has no known negative: it must begin with 'There is' or 'There are' and not deny."
+        )
+    return f"{' '.join(opening[0].split()[:2])} no{prompt[opening.end() :]}"
+
+
 def _own_names(prompts: Sequence[str]) -> dict[str, str]:
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise UserError(f"A prompt must be a text, got {prompt!r}.")
-    repeated = sorted({prompt for prompt in prompts if list(prompts).count(prompt) > 1})
+    repeated = _repeated(prompts)
     if repeated:
         raise UserError(f"The prompt {repeated[0]!r} occurs more than once.")
     return {prompt: prompt for prompt in prompts}
