@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("carzero.train.command", "train on image-report pairs listed in a manifest"),
     "classify": ("carzero.zeroshot.command", "score radiographs against prompts"),
     "explain": ("carzero.zeroshot.explain_command", "draw where the model looked for a finding"),
+    "evaluate": ("carzero.assess.command", "measure scores against labels, or a model on a benchmark, with intervals"),
+    "verify": ("carzero.assess.verify", "check that a model reaches the published figures of a benchmark"),
     "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
 }
 

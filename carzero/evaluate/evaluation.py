@@ -127,11 +127,12 @@ def evaluate(
         cut = operating_points(sample.labels, sample.scores, thresholds, resampling, prevalence=prevalence, level=level)
     per_class = {
         name: ClassFigures(
-            int(present[:, c].sum()), int((known & ~present)[:, c].sum()), int((~known[:, c]).sum()), *own[c], cut[c]
+            int(present[:, c].sum()), int((known & ~present)[:, c].sum()), int((~known[:, c]).sum()),
+            auroc=own[c][0], auprc_trapezoid=own[c][1], average_precision=own[c][2], operating=cut[c],
         )
         for c, name in enumerate(sample.classes)
-    }
-    overall = {}
+    }  # fmt: skip
+    overall: dict[str, Interval] = {}
     for f, figure in enumerate(NAMES):
         macro = _mean(point[f][:n], drawn[f][:, :n], level)
         micro = percentile_interval(point[f][n], drawn[f][:, n], level)

@@ -21,8 +21,15 @@ from carzero.evaluate.evaluation import NAMES, ClassFigures, Evaluation
 from carzero.evaluate.operating import OperatingPoint
 
 NOT_A_DEVICE = "This is not a medical device: nothing here may be used for a diagnosis."
+PLURAL = {"image": "images", "study": "studies", "patient": "patients"}
 #: How figures are called in tables.
 TITLES = {"auroc": "AUROC", "auprc_trapezoid": "AUPRC (trapezoid)", "average_precision": "average precision"}
+
+
+_TITLE = {
+    "ppv": "PPV", "npv": "NPV", "f1": "F1", "mcc": "MCC", "ppv_at_prevalence": "PPV at the stated prevalence",
+    "npv_at_prevalence": "NPV at the stated prevalence",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,8 @@ class Report:
             values = [e.overall[f"{mean}_{f}"] for f in NAMES]
             rows.append([f"{mean} mean", len(e.per_class) - len(e.undefined), *map(show, values)])
         for name, group in e.groups.items():
+            if name == "rarest" and len(group.classes) == len(e.per_class):
+                continue
             label = f"rarest {len(group.classes)}" if name == "rarest" else name
             rows.append([label, len(group.classes), *(show(getattr(group, f)) for f in NAMES)])
         if e.accuracy is not None:
@@ -141,14 +150,15 @@ class Report:
 
     def operating_table(self) -> pd.DataFrame | None:
         """Figures at thresholds, as printed."""
-        rows, columns = [], ["class", "threshold"]
+        rows = []
         for name, f in self.evaluation.per_class.items():
             if f.operating is None:
                 return None
-            columns = ["class", "threshold", *(k.replace("_", " ") for k in f.operating.figures)]
             threshold = "none" if math.isnan(f.operating.threshold) else f"{f.operating.threshold:.4g}"
-            rows.append([name, threshold, *map(show, f.operating.figures.values())])
-        return pd.DataFrame(rows, columns=columns).fillna("")
+            figures = {_TITLE.get(k, k): show(interval) for k, interval in f.operating.figures.items()}
+            rows.append({"class": name, "threshold": threshold, **figures})
+        # a class without a stated prevalence has no figure at it
+        return pd.DataFrame(rows).fillna("")
 
     def published(self) -> pd.DataFrame | None:
         """Figures of the literature beside ours, as printed."""
@@ -218,10 +228,10 @@ class Report:
         e = self.evaluation
         unit, units, reason = e.drawn
         patients = "patients not named" if e.n_patients is None else f"{e.n_patients:,} patients"
-        rows = "" if self.unit == "image" else f", pooled into {e.n_rows:,} of unit {self.unit}"
+        rows = "" if self.unit == "image" else f", pooled into {e.n_rows:,} {PLURAL[self.unit]}"
         about = [
             f"{self.n_images:,} images{rows}; {patients}; {len(e.per_class)} classes.",
-            f"Brackets: {e.level:.0%} intervals, {e.resamples:,} bootstrap resamples of {units:,} of unit {unit} "
+            f"Brackets: {e.level:.0%} intervals, {e.resamples:,} bootstrap resamples of {units:,} {PLURAL[unit]} "
             f"({reason}).",
         ]
         if e.undefined:

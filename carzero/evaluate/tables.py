@@ -221,16 +221,23 @@ def _names(frame: pd.DataFrame, column: str, path: str | os.PathLike[str]) -> ND
     return frame[column].to_numpy(str)
 
 
-def _key(name: str, parts: int) -> tuple[str, ...]:
+def name_key(name: str, parts: int) -> tuple[str, ...]:
+    """The last parts of a path, by which images are told apart."""
     return tuple(re.split(r"[\\/]+", name)[-parts:])
+
+
+def name_parts(names: Sequence[str]) -> int:
+    """How many parts of each path, from its end, tell the images apart; all where nothing does."""
+    parts, longest = 1, max(len(name_key(name, 1000)) for name in names)
+    while parts < longest and len({name_key(name, parts) for name in names}) < len(names):
+        parts += 1
+    return parts
 
 
 def _matched(predictions: Predictions, labels: Labels) -> NDArray[np.intp]:
     """Row of the predictions for each row of the labels."""
-    parts, longest = 1, max(len(_key(name, 1000)) for name in labels.images)
-    while parts < longest and len({_key(name, parts) for name in labels.images}) < len(labels.images):
-        parts += 1
-    given, wanted = ([_key(n, parts) for n in names] for names in (predictions.images, labels.images))
+    parts = name_parts(labels.images)
+    given, wanted = ([name_key(n, parts) for n in names] for names in (predictions.images, labels.images))
     place = {key: row for row, key in enumerate(given)}
     problems = []
     for source, keys in ((predictions.source, given), (labels.source, wanted)):
@@ -268,15 +275,21 @@ def _classes(predictions: Predictions, labels: Labels, asked: Sequence[str], by:
                 raise UserError(f"There is no column for the class {name!r} in {source}.{hint} It has: {_some(names)}.")
     if asked:
         return tuple(dict.fromkeys(asked))
-    kept = (*RESERVED, *by)
-    others = labels.classes or [c for c in columns if c not in kept and _looks_like_labels(labels.table[c])]
-    unscored = [name for name in others if name not in predictions.classes]
+    unscored = [name for name in class_columns(labels, by) if name not in predictions.classes]
     if unscored:
         raise UserError(
             f"{len(unscored)} classes of {labels.source} have no scores in {predictions.source} ({_some(unscored)}): "
             "name the classes to use with --classes."
         )
     return predictions.classes
+
+
+def class_columns(labels: Labels, by: Sequence[str] = ()) -> list[str]:
+    """The classes of a label file: those that were named, else every column that holds nothing but labels."""
+    if labels.classes is not None:
+        return list(labels.classes)
+    kept = (*RESERVED, *by)
+    return [c for c in labels.table.columns if c not in kept and _looks_like_labels(labels.table[c])]
 
 
 def _looks_like_labels(column: pd.Series) -> bool:

@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from drawn_samples import drawn_sample
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
 from carzero.errors import UserError
 from carzero.evaluate.compare import compare, delong
-from tests.evaluate.test_evaluation import drawn_sample
 
 
 def two_scores(seed, n=150, better=0.6):

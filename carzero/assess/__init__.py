@@ -1,0 +1,1 @@
+"""A model measured: `carzero evaluate`, `carzero verify`, and checks for known weaknesses."""
