@@ -11,7 +11,7 @@ from .backends import check_recompute, choose, choose_recompute
 from .call import autocast_dtype
 from .masks import original_rows as count_original_rows
 from .packing import PackedWeights, ProjectedMemory
-from .spec import DecoderWeights
+from .spec import DecoderSpec, DecoderWeights
 from .tape import TapeSize
 
 
@@ -167,7 +167,7 @@ def pair_attention(
         return torch.ops.carzero.pair_attention(
             memory, queries, row_count, pairs, tensors.norm_weight, tensors.norm_bias, layers,
             _blob(packed, queries), tensors.spec.heads, tensors.spec.eps, projected, original_rows, backend, 0,
-            query_mask, tensors.spec.encode(),
+            query_mask, tensors.spec.body().encode(),
         )  # fmt: skip
 
 
@@ -193,7 +193,13 @@ def project_memory(
     layers = [t for layer in tensors.layers for t in layer]
     with torch.no_grad():
         kv = torch.ops.carzero.project_memory(
-            memory, row_count, tensors.norm_weight, tensors.norm_bias, layers, tensors.spec.eps, tensors.spec.encode()
+            memory,
+            row_count,
+            tensors.norm_weight,
+            tensors.norm_bias,
+            layers,
+            tensors.spec.eps,
+            tensors.spec.body().encode(),
         )
     return ProjectedMemory(kv, row_count)
 
@@ -242,23 +248,23 @@ def _pair(
     elif not isinstance(seed, Tensor):
         seed = torch.tensor([seed], dtype=torch.int64, device=queries.device)
     trains = weights_train or (torch.is_grad_enabled() and (memory.requires_grad or queries.requires_grad))
-    recompute = _recompute(trains, recompute, backend, memory, queries, tensors, pairs, projected, dropout_p > 0.0)
+    spec = tensors.spec if function == "pair_logits" else tensors.spec.body()
+    recompute = _recompute(trains, recompute, backend, memory, queries, spec, pairs, projected, dropout_p > 0.0)
     layers = [t for layer in tensors.layers for t in layer]
     head = list(tensors.head) if function == "pair_logits" else []
     op = getattr(torch.ops.carzero, function)
     return op(
         memory, queries, row_count, pairs, tensors.norm_weight, tensors.norm_bias, layers, head,
         _blob(packed, queries), tensors.spec.heads, tensors.spec.eps, dropout_p, seed, direction, *offsets, projected,
-        False, backend, recompute, tile_pairs or 0, original_rows or 0, query_mask, tensors.spec.encode(),
+        False, backend, recompute, tile_pairs or 0, original_rows or 0, query_mask, spec.encode(),
     )[0]  # fmt: skip
 
 
 def _recompute(
-    trains: bool, recompute: str, backend: str, memory: Tensor, queries: Tensor, weights: DecoderWeights,
+    trains: bool, recompute: str, backend: str, memory: Tensor, queries: Tensor, spec: DecoderSpec,
     pairs: Tensor | None, projected: bool, dropout: bool,
 ) -> str:  # fmt: skip
     """The mode that the op is given: a tape only where there is a backward to read it."""
-    spec = weights.spec
     check_recompute(recompute, spec.other())
     if not trains or spec.other():
         return "full"

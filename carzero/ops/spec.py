@@ -147,6 +147,9 @@ class DecoderSpec:
             found.insert(0, f"head_hidden={self.head_hidden!r}")
         object.__setattr__(self, "_differences", ", ".join(found))
         object.__setattr__(self, "_encoded", json.dumps(asdict(self)) if found else "")
+        usual = self.outputs == 1 and (self.head == "linear" or len(self.head_hidden) == 3)
+        body = self if usual else dataclasses.replace(self, head="linear", head_hidden=(1,), outputs=1)
+        object.__setattr__(self, "_body", body)
 
     @property
     def head_width(self) -> int:
@@ -165,6 +168,10 @@ class DecoderSpec:
     def other(self) -> DecoderSpec | None:
         """Itself where it is another decoder than CARZero's, else None."""
         return self if self._encoded else None  # type: ignore[attr-defined]
+
+    def body(self) -> DecoderSpec:
+        """The spec with a head that every backend has: representations and maps do not depend on the head."""
+        return self._body  # type: ignore[attr-defined]
 
     def encode(self) -> str:
         """What the registered ops are given: JSON of another decoder's spec, or ``""`` for CARZero's."""

@@ -305,6 +305,18 @@ def test_only_inputs_weights_and_one_block_are_kept() -> None:
     assert saved(64) - saved(1) == 63 * T * 32
 
 
+def test_a_head_of_ones_own_leaves_representations_and_maps_to_every_backend() -> None:
+    memory, queries, weights = case(replace(SPECS["outputs"], width=64, head_hidden=(8,)), torch.float32)
+    usual = replace(weights.spec, head="linear", outputs=1)
+    same = DecoderWeights.from_flat(usual, [*weights.flat()[:-4], weights.head[0][:1], weights.head[1][:1]])
+    backend, _ = choose("auto", device=DEVICE, dtype=torch.float32, width=64, heads=4)
+    for function in (pair_simr, pair_attention):
+        ours, theirs = (function(memory, queries, w, backend=backend) for w in (weights, same))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert weights.spec.other() is not None
+    assert weights.spec.body().other() is None
+
+
 def test_the_reason_says_which_field(monkeypatch) -> None:
     monkeypatch.delenv("CARZERO_BACKEND", raising=False)
     spec = replace(SPECS["gelu"], head_hidden=(8,))
