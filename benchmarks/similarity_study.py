@@ -89,6 +89,8 @@ def table(record: dict[str, Any]) -> str:
     """Markdown: a row for each similarity, with differences from the decoder within each seed."""
     runs = {name: {r["seed"]: r for r in record["runs"] if r["similarity"] == name} for name in SIMILARITIES}
     seeds = sorted(set.intersection(*(set(found) for found in runs.values())))
+    if len(seeds) < 2:
+        raise SystemExit(f"An interval takes at least two seeds of all similarities; {RECORD} has {len(seeds)}.")
     lines = [
         f"| similarity | macro AUROC, mean of {len(seeds)} seeds (lowest, highest) | difference from the decoder, 95 % "
         "interval | parameters beside the encoders | CPU time of a training, decoder = 1 |",

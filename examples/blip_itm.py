@@ -33,7 +33,7 @@ def score_after(model: BlipForImageTextRetrieval, images: Tensor, ids: Tensor, m
     return pair_logits(images, model.text_encoder.embeddings(input_ids=ids), weights, query_mask=mask)
 
 
-def run(pairs: int = 16, width: int = 96, rounds: int = 3) -> Change:
+def run(pairs: int = 12, width: int = 96, rounds: int = 3) -> Change:
     """The model before and after the change."""
     torch.manual_seed(0)
     pixels, reports = radiographs(pairs)
@@ -61,7 +61,7 @@ def run(pairs: int = 16, width: int = 96, rounds: int = 3) -> Change:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=16, help="images, and reports (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=12, help="images, and reports (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of timing (default: %(default)s)")
     arguments = parser.parse_args()
     print(run(arguments.pairs, rounds=arguments.rounds))

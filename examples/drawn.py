@@ -71,6 +71,7 @@ class Change:
         difference: largest difference of a logit, over the largest logit.
         before, after: milliseconds of all pairs' logits and their gradients, medians.
         encoders: milliseconds of the encoders' forward and backward.
+        kept_before, kept_after: MiB that the graph of all pairs' logits keeps for its backward.
     """
 
     adopter: str
@@ -79,12 +80,14 @@ class Change:
     before: float
     after: float
     encoders: float
+    kept_before: float
+    kept_after: float
 
     def __str__(self) -> str:
         return (
             f"{self.adopter}: {self.lines} lines, logits differ by {self.difference:.1e} of the largest, all pairs "
-            f"{self.before:.0f} -> {self.after:.0f} ms, share of the step {self.share(self.before):.0%} -> "
-            f"{self.share(self.after):.0%}"
+            f"{self.before:.0f} -> {self.after:.0f} ms and {self.kept_before:.0f} -> {self.kept_after:.0f} MiB kept, share "
+            f"of the step {self.share(self.before):.0%} -> {self.share(self.after):.0%}"
         )
 
     def share(self, scoring: float) -> float:
@@ -115,4 +118,18 @@ def measure(
             if number:
                 seconds[name].append(time.perf_counter() - start)
     medians = [1000 * statistics.median(seconds[name]) for name in ("before", "after", "encode")]
-    return Change(adopter, lines, difference, *medians)
+    return Change(adopter, lines, difference, *medians, kept(before), kept(after))
+
+
+def kept(run: Callable[[], Tensor]) -> float:
+    """MiB that the graph of a forward keeps, each storage once."""
+    found: dict[int, Tensor] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        # held until they are counted, so that no address serves twice
+        found[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        run()
+    return sum(t.untyped_storage().nbytes() for t in found.values()) / 2**20

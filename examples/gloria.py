@@ -32,7 +32,7 @@ def score_after(regions: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
     return word_region(regions, words, token_count=(torch.arange(WORDS) < lengths[:, None]).int())
 
 
-def run(pairs: int = 64, width: int = 128, rounds: int = 3) -> Change:
+def run(pairs: int = 48, width: int = 128, rounds: int = 3) -> Change:
     """The similarity before and after the change."""
     torch.manual_seed(0)
     pixels, reports = radiographs(pairs)
@@ -48,7 +48,7 @@ def run(pairs: int = 64, width: int = 128, rounds: int = 3) -> Change:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=64, help="images, and reports (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=48, help="images, and reports (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of timing (default: %(default)s)")
     arguments = parser.parse_args()
     print(run(arguments.pairs, rounds=arguments.rounds))

@@ -39,7 +39,7 @@ class Model(nn.Module):
         return pair_logits(images, self.findings.unsqueeze(0), weights).squeeze(1)
 
 
-def run(pairs: int = 48, width: int = 128, rounds: int = 3) -> Change:
+def run(pairs: int = 16, width: int = 128, rounds: int = 3) -> Change:
     """The model before and after the change."""
     torch.manual_seed(0)
     pixels, _ = radiographs(pairs)
@@ -54,7 +54,7 @@ def run(pairs: int = 48, width: int = 128, rounds: int = 3) -> Change:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=48, help="images (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=16, help="images (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of timing (default: %(default)s)")
     arguments = parser.parse_args()
     print(run(arguments.pairs, rounds=arguments.rounds))

@@ -34,7 +34,7 @@ class Model(nn.Module):
         return torch.stack((image_memory, text_memory.T))
 
 
-def run(pairs: int = 48, width: int = 128, rounds: int = 3) -> Change:
+def run(pairs: int = 32, width: int = 128, rounds: int = 3) -> Change:
     """The model before and after the change."""
     torch.manual_seed(0)
     pixels, reports = radiographs(pairs)
@@ -60,7 +60,7 @@ def run(pairs: int = 48, width: int = 128, rounds: int = 3) -> Change:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=48, help="images, and reports (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=32, help="images, and reports (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of timing (default: %(default)s)")
     arguments = parser.parse_args()
     print(run(arguments.pairs, rounds=arguments.rounds))

@@ -28,7 +28,7 @@ def row(program: str, change: Change) -> str:
     faster = change.before / change.after
     return (
         f"| {change.adopter} | `{program}` | {change.lines} | {change.difference:.0e} | {faster:.1f} | "
-        f"{change.share(change.before):.0%} | {step:.2f} |"
+        f"{change.share(change.before):.0%} | {step:.2f} | {change.kept_before:.0f} -> {change.kept_after:.0f} |"
     )
 
 
@@ -38,8 +38,9 @@ def main() -> None:
     made = "\n".join(
         [
             "| repository | example | lines changed | largest logit difference, over the largest logit | all pairs, "
-            "forward and backward: times as fast | their share of the step before | step: times as fast |",
-            "|---|---|---|---|---|---|---|",
+            "forward and backward: times as fast | their share of the step before | step: times as fast | MiB kept "
+            "for the backward |",
+            "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
             f"{platform.machine()}, {threads}, torch {torch.__version__}, "

@@ -39,7 +39,7 @@ class Model(nn.Module):
         return pair_logits(images, words, weights, query_mask=mask)
 
 
-def run(pairs: int = 24, width: int = 128, rounds: int = 3) -> Change:
+def run(pairs: int = 16, width: int = 128, rounds: int = 3) -> Change:
     """The model before and after the change."""
     torch.manual_seed(0)
     pixels, reports = radiographs(pairs)
@@ -59,7 +59,7 @@ def run(pairs: int = 24, width: int = 128, rounds: int = 3) -> Change:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=24, help="images, and reports (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=16, help="images, and reports (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of timing (default: %(default)s)")
     arguments = parser.parse_args()
     print(run(arguments.pairs, rounds=arguments.rounds))
