@@ -86,8 +86,8 @@ class Change:
     def __str__(self) -> str:
         return (
             f"{self.adopter}: {self.lines} lines, logits differ by {self.difference:.1e} of the largest, all pairs "
-            f"{self.before:.0f} -> {self.after:.0f} ms and {self.kept_before:.0f} -> {self.kept_after:.0f} MiB kept, share "
-            f"of the step {self.share(self.before):.0%} -> {self.share(self.after):.0%}"
+            f"{self.before:.0f} -> {self.after:.0f} ms and {self.kept_before:.0f} -> {self.kept_after:.0f} MiB kept, "
+            f"share of the step {self.share(self.before):.0%} -> {self.share(self.after):.0%}"
         )
 
     def share(self, scoring: float) -> float:
