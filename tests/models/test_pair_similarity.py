@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from carzero import CARZero, CARZeroConfig
+from carzero.data.images import ImageProcessor
 from carzero.errors import UserError
 from carzero.models.config import DecoderConfig
 from carzero.similarities import word_region
 from carzero.train.ranks import Ranks
 from carzero.train.step import StepInputs, accumulate_gradients
+from carzero.zeroshot.classify import ZeroShotClassifier
 from carzero.zeroshot.explain import explain_prompts
 
 OTHERS = ("gloria", "max_sim", "vl_cabs", "cosine")
@@ -112,6 +116,28 @@ def test_saved_and_opened_again(name, tokenizer, pixels, texts, tmp_path) -> Non
     torch.testing.assert_close(
         again.double().similarity(pixels.double(), texts), model.similarity(pixels.double(), texts)
     )
+
+
+@pytest.mark.parametrize("name", ["gloria", "max_sim", "vl_cabs"])
+def test_a_folder_is_classified(name, tokenizer, tmp_path, monkeypatch) -> None:
+    model = model_of(name, tokenizer).float()
+    for number in range(3):
+        grey = np.random.default_rng(number).integers(0, 256, (70, 64 + number), dtype=np.uint8)
+        Image.fromarray(grey).save(tmp_path / f"{number}.png")
+    prompts = {"effusion": "There is pleural effusion", "lobe": "in the right upper lobe of the lung"}
+    classifier = ZeroShotClassifier(model, prompts, workers=0, dtype=torch.float32, batch_size=2)
+    table = classifier.predict(tmp_path)
+    processor = ImageProcessor(size=64)
+    pixels = torch.stack([processor(tmp_path / f"{n}.png") for n in range(3)])
+    expected = model.similarity(pixels, list(prompts.values()))
+    # some 25 roundings of float32
+    np.testing.assert_allclose(
+        table[list(prompts)].to_numpy(), expected.numpy(), rtol=0, atol=3e-6 * expected.abs().max()
+    )
+    assert classifier.choices.backend[0] == "torch"
+    monkeypatch.setenv("CARZERO_BACKEND", "cpp")
+    with pytest.raises(UserError, match="CARZERO_BACKEND=cpp was asked for and runs the decoder alone"):
+        ZeroShotClassifier(model, prompts, workers=0)
 
 
 def test_what_does_not_go_together_is_an_error(tokenizer) -> None:
