@@ -93,17 +93,23 @@ def run_seed(
     if len(test) != len(files):
         raise RuntimeError(f"{len(files)} held-out images were given, {len(test)} were scored.")
     patients = test["patient_id"].to_numpy()
-    rows = {}
+    rows, floors = {}, {}
     for finding in findings:
         labels = test[finding].to_numpy()
         if labels.sum() < 10:
             continue
         floor = pixel_floor(table, held_out, finding, data)
+        floors[finding] = floor
         rows[finding] = {
             "positives": int(labels.sum()),
             "carzero": auroc_interval(labels, test[f"{finding}_score"], patients).__dict__,
             "pixels": auroc_interval(labels, floor, patients).__dict__,
         }
+    # for `carzero evaluate`, which joins them to scores.csv by image name
+    test[["name", "patient_id", "sex", "age", "view", *findings]].rename(
+        columns={"name": "image", "patient_id": "patient"}
+    ).to_csv(out / "labels.csv", index=False)
+    pd.DataFrame({"image": test["name"], **floors}).to_csv(out / "pixels.csv", index=False)
     common = list(rows)
     macro = macro_auroc_interval(test[common], test[[f"{f}_score" for f in common]], patients)
     return {

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     written = []
     if args.out:
         from carzero.evaluate.page import write_page
-        from carzero.evaluate.report import write_report
+        from carzero.evaluate.report_files import write_report
 
         written = write_report(report, args.out)
         page = Path(args.out) / "index.html"
@@ -116,8 +116,9 @@ def measure(args: argparse.Namespace) -> tuple[Report, Sample, bool]:
 
     from carzero.evaluate.compare import compare
     from carzero.evaluate.evaluation import evaluate
+    from carzero.evaluate.joining import join
     from carzero.evaluate.report import Report
-    from carzero.evaluate.tables import join, read_predictions
+    from carzero.evaluate.tables import read_predictions
     from carzero.evaluate.units import pool_units
 
     classes, by = _listed(args.classes), _listed(args.by)
@@ -220,8 +221,9 @@ def _thresholds(args: argparse.Namespace, sample: Sample) -> tuple[NDArray[np.fl
     """One threshold a class, and how they were chosen."""
     import numpy as np
 
+    from carzero.evaluate.joining import join
     from carzero.evaluate.operating import Rule, choose_threshold
-    from carzero.evaluate.tables import join, read_labels, read_predictions
+    from carzero.evaluate.tables import read_labels, read_predictions
     from carzero.evaluate.units import pool_units
 
     if not args.operating_point:

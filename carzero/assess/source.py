@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from carzero.evaluate.benchmark import Benchmark, load_benchmark
-from carzero.evaluate.tables import Labels, Predictions, class_columns, read_labels, read_predictions
+from carzero.evaluate.joining import class_columns
+from carzero.evaluate.tables import Labels, Predictions, read_labels, read_predictions
 from carzero.prompts import prompt_set
 from carzero.prompts.benchmarks import BENCHMARKS
 from carzero.prompts.sets import PromptSet, load_prompts

@@ -11,7 +11,8 @@ import pandas as pd
 from carzero.data.files import ImageFile, list_images
 from carzero.data.phantom import FINDINGS, label_column, split
 from carzero.errors import UserError
-from carzero.evaluate.tables import Labels, name_key, name_parts
+from carzero.evaluate.joining import name_key, name_parts
+from carzero.evaluate.tables import Labels
 from carzero.prompts.sets import PromptSet
 
 SIDES = ("left", "right")

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from carzero.errors import UserError
-from carzero.evaluate.tables import join, read_labels, read_predictions
+from carzero.evaluate.joining import join
+from carzero.evaluate.tables import read_labels, read_predictions
 from carzero.evaluate.units import group_names, pool_units
 
 
