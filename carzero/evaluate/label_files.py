@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from carzero.errors import UserError
+from carzero.evaluate.joining import name_key, name_parts
 from carzero.evaluate.tables import Labels, read_labels
 
 #: Synonyms that the published evaluation of Open-i adds to a class's own name.
@@ -138,7 +139,7 @@ READERS: dict[str, Callable[[Path, Sequence[str]], Labels]] = {
 
 
 def only_listed(labels: Labels, path: str | os.PathLike[str]) -> Labels:
-    """The labels of the images that a list names: a file with a name or path a line, compared by its last part.
+    """The labels of the images that a list names: a file with a name or path a line, compared as `join` does.
 
     Raises:
         UserError: a listed image has no label.
@@ -146,9 +147,10 @@ def only_listed(labels: Labels, path: str | os.PathLike[str]) -> Labels:
     lines = [line.strip().split(",")[0] for line in _text(Path(path)).splitlines() if line.strip()]
     if lines and lines[0].lower() in ("path", "image", "image index"):
         lines = lines[1:]
-    place = {re.split(r"[\\/]", name)[-1]: row for row, name in enumerate(labels.images)}
-    wanted = [re.split(r"[\\/]", line)[-1] for line in lines]
-    absent = [name for name in wanted if name not in place]
+    parts = name_parts(labels.images)
+    place = {name_key(name, parts): row for row, name in enumerate(labels.images)}
+    wanted = [name_key(line, parts) for line in lines]
+    absent = ["/".join(name) for name in wanted if name not in place]
     if absent or not wanted:
         raise UserError(
             f"The list {path} names {len(wanted)} images; {len(absent)} of them have no label in {labels.source}"

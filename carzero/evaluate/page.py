@@ -50,7 +50,7 @@ def _context(report: Report, sample: Sample, images: str) -> dict[str, Any]:
         drawn = draw_curves(sample.labels[:, c], sample.scores[:, c])
         if drawn is not None:
             curves.append({"name": figures[c][0], "auroc": show(figures[c][1].auroc), **vars(drawn)})
-    tables = {name: table for name, table in report.tables().items() if name != "Classes"}
+    tables = report.tables()
     tiles = [
         ("macro AUROC", e.overall["macro_auroc"]),
         ("macro AUPRC (trapezoid)", e.overall["macro_auprc_trapezoid"]),

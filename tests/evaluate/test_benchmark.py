@@ -107,6 +107,12 @@ def test_chexpert_takes_patients_and_studies_from_paths(tmp_path):
     labels = load_benchmark("chexpert").read_labels(tmp_path / "t.csv")
     assert (labels.patient.tolist(), labels.study.tolist()) == (["patient64741"], ["study1"])
     assert "No Finding" not in labels.table
+    # all its files are called alike: a list is compared by patient and study
+    rows = "".join(f"d/patient{p}/study1/view1.jpg,{p - 1},0,0,0,0,0\n" for p in (1, 2))
+    (tmp_path / "t.csv").write_text(header + rows)
+    (tmp_path / "list.csv").write_text("Path\nx/patient1/study1/view1.jpg\n")
+    kept = load_benchmark("chexpert").read_labels(tmp_path / "t.csv", tmp_path / "list.csv")
+    assert (kept.patient.tolist(), kept.table["Atelectasis"].tolist()) == (["patient1"], ["0"])
     (tmp_path / "t.csv").write_text(header + "view1.jpg,1,0,0,0,0,0\n")
     with pytest.raises(UserError, match=r"'view1.jpg', which names no patient"):
         load_benchmark("chexpert").read_labels(tmp_path / "t.csv")

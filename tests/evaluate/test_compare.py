@@ -89,3 +89,20 @@ def test_other_images_are_refused():
     ours = drawn_sample(n=40)
     with pytest.raises(UserError, match="same images"):
         compare(ours, ours.take(np.arange(40) < 20))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_p_values_are_uniform_where_patients_have_several_images(shared):
+    rng = np.random.default_rng(7)
+    patient = np.repeat(np.arange(60), 4)
+    p, by_image = [], []
+    for _ in range(400):
+        # a finding that comes and goes, or one that is in all images of a patient or in none
+        labels = (rng.random(60) < 0.4)[patient] if shared else rng.random(240) < 0.4
+        # what a patient adds to the scores of one model is the same for all of its images
+        first, second = (labels + rng.normal(size=240) + 2 * rng.normal(size=60)[patient] for _ in range(2))
+        p.append(delong(labels, first, second, patient)[1])
+        by_image.append(delong(labels, first, second)[1])
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    # taking images for patients finds a difference in a quarter of the cases that have none
+    assert (np.mean(np.array(by_image) < 0.05) > 0.2) == shared
