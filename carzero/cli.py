@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("carzero.zeroshot.explain_command", "draw where the model looked for a finding"),
     "evaluate": ("carzero.assess.command", "measure scores against labels, or a model on a benchmark, with intervals"),
     "verify": ("carzero.assess.verify", "check that a model reaches the published figures of a benchmark"),
+    "align-prompts": ("carzero.prompts.command", "rewrite reports as standard sentences, by rules or a language model"),
     "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
 }
 
