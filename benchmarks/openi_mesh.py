@@ -22,8 +22,8 @@ HEADINGS = {
     "diaphragmatic eventration": "diaphragmatic eventration", "kyphosis": "kyphosis",
     "bone diseases, metabolic": "osteopenia", "osteoporosis": "osteopenia", "pulmonary fibrosis": "pulmonary fibrosis",
     "lung diseases, interstitial": "interstitial lung disease", "heart failure": "heart failure",
-    "lung, hyperlucent": "hyperinflation", "spondylosis": "degenerative changes of the spine",
-    "osteophyte": "degenerative changes of the spine", "surgical instruments": "surgical material",
+    "lung, hyperlucent": "hyperinflation", "spondylosis": "spinal degeneration",
+    "osteophyte": "spinal degeneration", "surgical instruments": "surgical material",
     "pneumoperitoneum": "pneumoperitoneum", "spinal fusion": "spinal fusion", "stents": "stent",
     "volume loss": "volume loss",
 }  # fmt: skip
@@ -40,7 +40,7 @@ QUALIFIED = {
     (("pulmonary artery",), "enlarged"): "pulmonary artery enlargement",
     (("pulmonary artery",), "prominent"): "pulmonary artery enlargement",
     (("thoracic vertebrae", "spine", "lumbar vertebrae", "cervical vertebrae"), "degenerative"): (
-        "degenerative changes of the spine"
+        "spinal degeneration"
     ),
 }
 

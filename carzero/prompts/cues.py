@@ -56,8 +56,8 @@ NEGATION = {
         """
         but, however, although, though, except, except for, aside from, apart from, other than, nevertheless, yet,
         still, which, with the exception of, ;, because of, secondary to, due to, despite, while, whereas, beyond,
-        otherwise, besides, in addition to, nonetheless, explained by, outside of, instead, only, just, given, within
-        the, within a, superimposed on, in the setting of
+        otherwise, besides, in addition to, nonetheless, explained by, outside of, instead, only, just,
+        superimposed on, in the setting of
         """
     ),
 }
@@ -132,9 +132,11 @@ SEVERITY = {
     "minimal": _phrases("minimal, minimally, slight, slightly, subtle, faint"),
     "small": _phrases("small"),
     "mild": _phrases("mild, mildly"),
-    "mild to moderate": _phrases("mild to moderate, mildly to moderately, small to moderate"),
-    "moderate": _phrases("moderate, moderately, moderate sized"),
-    "moderate to severe": _phrases("moderate to severe, moderate to large, moderate to marked"),
+    "small to moderate": _phrases("small to moderate"),
+    "mild to moderate": _phrases("mild to moderate, mildly to moderately"),
+    "moderate": _phrases("moderate, moderately"),
+    "moderate to large": _phrases("moderate to large"),
+    "moderate to severe": _phrases("moderate to severe, moderate to marked"),
     "large": _phrases("large, big, massive, sizable"),
     "severe": _phrases("severe, severely, marked, markedly, extensive, gross, significant, significantly"),
 }
@@ -151,8 +153,8 @@ SIDE = {
 }
 
 PLACE = {
-    "base": _phrases("base, bases, basilar, basal, bibasilar, bibasal"),
-    "apex": _phrases("apex, apices, apical, biapical"),
+    "base": _phrases("base, bases, basilar, basal, bibasilar, bibasal, lung base, lung bases"),
+    "apex": _phrases("apex, apices, apical, biapical, lung apex, lung apices"),
     "upper lobe": _phrases("upper lobe, upper lobes"),
     "middle lobe": _phrases("middle lobe"),
     "lower lobe": _phrases("lower lobe, lower lobes"),
@@ -197,6 +199,10 @@ VERBS = frozenset(
     """
     )
 )
+#: verbs whose object is a finding of its own: what describes it does not describe their subject
+SHOWING = frozenset({"shows", "show", "demonstrates", "demonstrate", "demonstrating", "reveals", "reveal", "showing"})
+#: prepositions behind which lies another finding: "no calcification within the nodule"
+BEHIND = frozenset({"within", "given"})
 #: words that open a new statement after "and", "with" or a comma
 OPENERS = frozenset(
     _phrases(

@@ -174,4 +174,5 @@ def _finding(line: str, where: str) -> Finding:
         patterns.append(Pattern(text, absent=part.startswith("!")))
     if not any(not p.absent for p in patterns):
         raise UserError(f"{where}: {match['name']!r} has no pattern that says it is present.")
-    return Finding(match["name"], tuple(patterns), match["general"], tuple(names))
+    # a finding goes by its own name as well
+    return Finding(match["name"], (Pattern(match["name"]), *patterns), match["general"], tuple(names))

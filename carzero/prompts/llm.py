@@ -15,7 +15,7 @@ from carzero.errors import UserError
 from carzero.prompts.cache import AnswerCache, key_of
 from carzero.prompts.rules import VERSION
 from carzero.prompts.statement import AlignedReport, Statement
-from carzero.prompts.verify import PLACE_NAMES, Answer, Verdict, Verifier
+from carzero.prompts.verify import PLACE_NAMES, SEVERITY_NAMES, Answer, Verdict, Verifier
 
 if TYPE_CHECKING:
     import openai
@@ -87,7 +87,10 @@ def read_prompt(path: Path) -> list[dict[str, str]]:
         raise UserError(f"The prompt {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     parts = re.split(r"^### (system|user|assistant)[ \t]*\n", text, flags=re.M)
     messages = [
-        {"role": role, "content": content.strip().replace("{places}", PLACE_NAMES)}
+        {
+            "role": role,
+            "content": content.strip().replace("{places}", PLACE_NAMES).replace("{severities}", SEVERITY_NAMES),
+        }
         for role, content in zip(parts[1::2], parts[2::2])
     ]
     wanted = ["system", *["user", "assistant"] * ((len(messages) - 1) // 2)]

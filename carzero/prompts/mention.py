@@ -63,9 +63,12 @@ class Mention:
         place = None if self.name in cues.PLACELESS else self._value("place", left, right)
         side = self._side(around)
         change = "resolved" if resolved else self._value("change", max(left - 3, self.sentence.start), right)
+        if place == "lung" and side is None:
+            place = None
         if self.absent:
+            # a cue before "heart size is normal" is another finding's
             severity = side = place = change = None
-            negated, uncertain = not negated, False
+            negated, uncertain = True, False
         chars = self.doc[a:b]
         return Statement(self.name, negated, uncertain, severity, side, place, change, chars.start_char, chars.end_char)
 
@@ -100,7 +103,7 @@ class Mention:
         verb = False
         for k in range(end, at):
             word = self.words[k]
-            if word in (":", "("):
+            if word in (":", "(") or word in cues.BEHIND:
                 return True
             if word in cues.VERBS:
                 verb = True
@@ -163,8 +166,9 @@ class Mention:
             if all(word in _JOINS for word in between):
                 b = max(b, s.end)
                 continue
+            shown = [k for k in range(b, s.start) if self.words[k] in cues.SHOWING]
             joints = [k for k in range(b, s.start) if self.words[k] in _JOINS]
-            right = joints[-1] if joints else s.start
+            right = shown[0] if shown else joints[-1] if joints else s.start
             break
         stops = [s for s, _ in self.marks.get("end", []) if s >= b] + [
             s for s, _ in self.marks.get("before", []) if s >= b
@@ -183,7 +187,11 @@ class Mention:
             (max(a - end, start - b, 0), start - end, value)
             for value, places in ((k.split(":", 1)[1], v) for k, v in self.marks.items() if k.startswith(f"{kind}:"))
             for start, end in places
-            if start >= left and end <= right
+            if start >= left
+            and end <= right
+            and self.words[end : end + 1] != ["displaced"]
+            # "lung" of "lung nodule" is no place
+            and (self.span.gapped or end <= a or start >= b)
         ]
         return min(found)[2] if found else None
 

@@ -93,7 +93,7 @@ def _label(finding: Finding, pattern: Pattern) -> str:
 
 def _prune(spans: list[Found]) -> list[Found]:
     """One wording a mention: the longest without a gap, else the shortest, of those that say the same or more."""
-    spans = sorted(spans, key=lambda s: (s.gapped, (s.end - s.start) * (1 if s.gapped else -1), s.start))
+    spans = sorted(spans, key=lambda s: (not s.absent, s.gapped, (s.end - s.start) * (1 if s.gapped else -1), s.start))
     kept: list[Found] = []
     for span in spans:
         for other in kept:

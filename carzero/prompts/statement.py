@@ -16,8 +16,8 @@ PLACES = {
     "clavicle": "clavicles", "shoulder": "shoulders", "humerus": "humeri", "mediastinum": "mediastinum",
 }  # fmt: skip
 SIDES = ("left", "right", "bilateral")
-SEVERITIES = ("borderline", "tiny", "minimal", "small", "mild", "mild to moderate", "moderate", "moderate to severe",
-              "large", "severe")  # fmt: skip
+SEVERITIES = ("borderline", "tiny", "minimal", "small", "mild", "small to moderate", "mild to moderate", "moderate",
+              "moderate to large", "moderate to severe", "large", "severe")  # fmt: skip
 
 
 @dataclass(frozen=True)

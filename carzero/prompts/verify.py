@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from carzero.prompts import cues
 from carzero.prompts.rules import RulesEngine
-from carzero.prompts.statement import PLACES, Statement
+from carzero.prompts.statement import PLACES, SEVERITIES, Statement
 
 
 class AnswerStatement(BaseModel):
@@ -147,5 +147,5 @@ def _says(text: str, phrases: Sequence[str]) -> bool:
     return any(f" {' '.join(re.findall(r'[a-z0-9]+', phrase.lower()))} " in words for phrase in phrases)
 
 
-#: the places that an answer may name, as the prompt lists them
-PLACE_NAMES = ", ".join(PLACES)
+#: the places and severities that an answer may name, as the prompt lists them
+PLACE_NAMES, SEVERITY_NAMES = ", ".join(PLACES), ", ".join(SEVERITIES)
