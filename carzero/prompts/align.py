@@ -26,9 +26,9 @@ _CHUNK = 200
 
 
 def report_text(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """The report of a row: its columns that hold text, a line each."""
+    """The report of a row: its columns that hold text, a paragraph each."""
     parts = (str(row[name]).strip() for name in columns)
-    return "\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in parts if part)
 
 
 def read_reports(path: str | os.PathLike[str], columns: Sequence[str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ VERSION = "1"
 # characters that split words are spaces to the engine; the length of the text stays, so that spans fit the original
 _SPLITTERS = str.maketrans({"-": " ", "/": " ", "–": " ", "—": " ", "_": " ", "\t": " ", "\r": " "})
 _ENDS = [".", "!", ";", "\n", "\n\n", "\n\n\n"]
+# a line break inside a sentence: the line before it is long or the next one begins small, and none ends or opens a list
+_WRAP = re.compile(
+    r"(?<=[^\s.!?;:])[ \t]*\n(?=[ \t]*[a-z(])|(?<=[^\n]{60}[^\s.!?;:\n])\n(?=[ \t]*[A-Za-z(](?![^\n:]{0,25}:))"
+)
 
 
 class RulesEngine:
@@ -58,7 +63,7 @@ class RulesEngine:
 
     def pipe(self, texts: Iterable[str]) -> Iterator[AlignedReport]:
         """`__call__` for many reports, in order."""
-        for doc in self._nlp.pipe(text.translate(_SPLITTERS) for text in texts):
+        for doc in self._nlp.pipe(_unwrapped(text).translate(_SPLITTERS) for text in texts):
             yield self._report(doc)
 
     def _report(self, doc: Doc) -> AlignedReport:
@@ -85,6 +90,11 @@ class RulesEngine:
             if not said and any(c.isalpha() for c in text):
                 unaligned.append(text)
         return AlignedReport(tuple(dict.fromkeys(statements)), tuple(unaligned))
+
+
+def _unwrapped(text: str) -> str:
+    """The text with spaces for the line breaks that only wrap it; its length stays."""
+    return _WRAP.sub(lambda match: " " * len(match[0]), text)
 
 
 def _label(finding: Finding, pattern: Pattern) -> str:

@@ -92,10 +92,27 @@ def test_change_is_kept_beside_the_sentence(engine):
 def test_spans_and_what_could_not_be_aligned(engine):
     report = "The patient is rotated.  Right-sided pleural\neffusion — no PNEUMOTHORAX."
     aligned = engine(report)
-    assert [report[s.start : s.end] for s in aligned.statements] == ["pleural\neffusion", "PNEUMOTHORAX"] or [
-        report[s.start : s.end] for s in aligned.statements
-    ] == ["effusion", "PNEUMOTHORAX"]
-    assert aligned.unaligned[0] == "The patient is rotated."
+    assert [report[s.start : s.end] for s in aligned.statements] == ["pleural\neffusion", "PNEUMOTHORAX"]
+    assert aligned.sentences == ["There is right pleural effusion.", "There is no pneumothorax."]
+    assert aligned.unaligned == ("The patient is rotated.",)
+
+
+def test_wrapped_lines_are_sentences_and_listed_lines_are_not(engine):
+    wrapped = (
+        " FINDINGS: Two views were obtained. There is no focal\n consolidation, effusion or pneumothorax"
+        " on either of the two views, and the tip of the right\n IJ catheter is in the SVC. No\n fracture."
+    )
+    assert engine(wrapped).sentences == [
+        "There is no consolidation.",
+        "There is no pleural effusion.",
+        "There is no pneumothorax.",
+        "There is right catheter.",
+        "There is no fracture.",
+    ]
+    listed = "No effusion\nCardiomegaly\nNo pneumothorax\n\nscarring"
+    assert [s.negated for s in engine(listed).statements] == [True, False, True, False]
+    long = "No pleural effusion is seen on this frontal radiograph of the chest today\nIMPRESSION: Cardiomegaly"
+    assert [s.negated for s in engine(long).statements] == [True, False]
 
 
 def test_pipe_equals_one_by_one_and_is_deterministic(engine):
