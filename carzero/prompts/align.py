@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,16 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carzero.errors import UserError
-from carzero.prompts.rules import RulesEngine
+from carzero.prompts.rules import RulesEngine, unwrapped
 from carzero.prompts.statement import AlignedReport
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: columns that the output adds to those of the input
-ADDED = ("text", "aligned", "statements", "unaligned", "status")
+ADDED = ("text", "aligned", "texts", "statements", "unaligned", "status")
+#: what a report gives to training, as `--train-on` names it
+TRAIN_ON = ("both", "aligned", "raw")
 FORMATS = (".parquet", ".csv")
 _CHUNK = 200
+# a full stop and the like before white space, or a line break: "1.5 cm" stays whole
+_SENTENCE_END = re.compile(r"(?<=[.!?;])\s+|\n+")
+_ENUMERATION = re.compile(r"^\s*\d+\.\s*")
 
 
 def report_text(row: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -69,6 +75,24 @@ def read_reports(path: str | os.PathLike[str], columns: Sequence[str]) -> pd.Dat
     return table
 
 
+def raw_sentences(report: str) -> list[str]:
+    """The sentences of a report that hold a word, without their numbers; wrapped lines are joined."""
+    parts = (_ENUMERATION.sub("", part).strip() for part in _SENTENCE_END.split(unwrapped(report)))
+    return [" ".join(part.split()) for part in parts if any(c.isalpha() for c in part)]
+
+
+def training_texts(report: str, aligned: AlignedReport, train_on: str) -> list[str]:
+    """The texts that stand for a report in training, each once.
+
+    Args:
+        train_on: ``both`` (as the paper: raw and aligned sentences), ``aligned``, or ``raw``. A report without any
+            aligned sentence gives its raw ones, whatever is asked for.
+    """
+    raw = raw_sentences(report)
+    chosen = {"raw": raw, "both": [*raw, *aligned.sentences], "aligned": aligned.sentences or raw}[train_on]
+    return list(dict.fromkeys(chosen)) or [report]
+
+
 def align_rules(texts: Sequence[str], *, workers: int = 1) -> Iterator[AlignedReport]:
     """The reports of the rules engine, in order.
 
@@ -102,13 +126,16 @@ def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def aligned_table(reports: pd.DataFrame, texts: Sequence[str], aligned: Iterable[AlignedReport]) -> pd.DataFrame:
+def aligned_table(
+    reports: pd.DataFrame, texts: Sequence[str], aligned: Iterable[AlignedReport], *, train_on: str = "both"
+) -> pd.DataFrame:
     """The input's rows with what was made of them.
 
     Returns:
-        the columns of `reports` and: text (the report), aligned (its standard sentences in a row), statements (a list
-        of mappings, one a finding), unaligned (sentences and answers from which nothing was made), and status
-        (``aligned``, ``review``: a person should look, ``set aside``: nothing could be aligned).
+        the columns of `reports` and: text (the report), aligned (its standard sentences in a row), texts (the list that
+        training draws from, see `training_texts`), statements (a list of mappings, one a finding), unaligned (sentences
+        and answers from which nothing was made), and status (``aligned``, ``review``: a person should look, ``set
+        aside``: nothing could be aligned).
     """
     done = list(aligned)
     if not len(reports) == len(texts) == len(done):
@@ -116,6 +143,7 @@ def aligned_table(reports: pd.DataFrame, texts: Sequence[str], aligned: Iterable
     return reports.assign(
         text=list(texts),
         aligned=[report.text for report in done],
+        texts=[training_texts(text, report, train_on) for text, report in zip(texts, done)],
         statements=[[s.as_dict() for s in report.statements] for report in done],
         unaligned=[list(report.unaligned) for report in done],
         status=[_status(report) for report in done],
@@ -133,7 +161,10 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         if path.suffix.lower() == ".csv":
-            lists = {name: table[name].map(lambda v: json.dumps(v, ensure_ascii=False)) for name in ADDED[2:4]}
+            lists = {
+                name: table[name].map(lambda v: json.dumps(v, ensure_ascii=False))
+                for name in ("texts", "statements", "unaligned")
+            }
             table.assign(**lists).to_csv(partial, index=False)
         else:
             _write_parquet(table, partial)
@@ -158,7 +189,7 @@ def _write_parquet(table: pd.DataFrame, path: Path) -> None:
     statements = pa.list_(pa.struct([*((n, kinds[n]) for n in names), ("aligned", pa.string())]))
     arrays = {str(name): table[name] for name in table.columns}
     # the types are given, so that a table without any statement reads like one with many
-    typed = {"statements": statements, "unaligned": pa.list_(pa.string())}
+    typed = {"statements": statements, "unaligned": pa.list_(pa.string()), "texts": pa.list_(pa.string())}
     columns = {name: pa.array(list(values), type=typed.get(name, pa.string())) for name, values in arrays.items()}
     pq.write_table(pa.table(columns), path)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from carzero.prompts.align import TRAIN_ON
+
     parser.add_argument("reports", metavar="REPORTS", help=".csv or .parquet table of reports")
     parser.add_argument(
         "--text",
@@ -32,6 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="processes of the rules engine (default: 1)"
+    )
+    parser.add_argument(
+        "--train-on",
+        choices=TRAIN_ON,
+        default="both",
+        help="what the column texts holds for carzero train: raw and aligned sentences, or one kind (default: both)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="align the first N reports only")
     llm = parser.add_argument_group("engine llm")
@@ -102,7 +110,7 @@ def _align(args: argparse.Namespace) -> int:
         return 0
     aligned, more = found
     manifest |= more
-    done = aligned_table(table, texts, aligned)
+    done = aligned_table(table, texts, aligned, train_on=args.train_on)
     write_table(done, out)
     manifest |= {"counts": counts_of(done), "seconds": round(time.time() - start, 1), "versions": _versions()}
     manifest["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(start))

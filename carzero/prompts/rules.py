@@ -63,7 +63,7 @@ class RulesEngine:
 
     def pipe(self, texts: Iterable[str]) -> Iterator[AlignedReport]:
         """`__call__` for many reports, in order."""
-        for doc in self._nlp.pipe(_unwrapped(text).translate(_SPLITTERS) for text in texts):
+        for doc in self._nlp.pipe(unwrapped(text).translate(_SPLITTERS) for text in texts):
             yield self._report(doc)
 
     def _report(self, doc: Doc) -> AlignedReport:
@@ -92,7 +92,7 @@ class RulesEngine:
         return AlignedReport(tuple(dict.fromkeys(statements)), tuple(unaligned))
 
 
-def _unwrapped(text: str) -> str:
+def unwrapped(text: str) -> str:
     """The text with spaces for the line breaks that only wrap it; its length stays."""
     return _WRAP.sub(lambda match: " " * len(match[0]), text)
 

@@ -68,6 +68,10 @@ def _classify(args: argparse.Namespace) -> int:
     out = Path(args.out)
     _check_writable(out)
     prompts = _prompts(args)
+    from carzero.prompts.lint import lint
+
+    for sentence in lint(prompts):
+        print(f"carzero classify: warning: {sentence}", file=sys.stderr)
     from carzero.data.files import list_images
 
     images = list_images(args.images)

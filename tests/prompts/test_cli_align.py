@@ -43,10 +43,8 @@ def test_rules_make_a_table_and_a_manifest(reports, tmp_path, capsys, ending):
     assert align(reports, "--out", out) == 0
     table = pd.read_parquet(out) if ending == "parquet" else pd.read_csv(out)
     if ending == "csv":
-        table["statements"], table["unaligned"] = (
-            table["statements"].map(json.loads),
-            table["unaligned"].map(json.loads),
-        )
+        for name in ("texts", "statements", "unaligned"):
+            table[name] = table[name].map(json.loads)
     assert table["uid"].tolist() == ["a", "b", "d"]
     assert table["text"].tolist()[2] == "No effusion.\n\nMay be early pneumonia."
     assert table["aligned"].tolist()[0] == (
@@ -55,6 +53,13 @@ def test_rules_make_a_table_and_a_manifest(reports, tmp_path, capsys, ending):
     )
     assert table["status"].tolist() == ["aligned", "set aside", "aligned"]
     assert list(table["unaligned"][1]) == ["The patient is rotated."]
+    assert list(table["texts"][2]) == [
+        "No effusion.",
+        "May be early pneumonia.",
+        "There is no pleural effusion.",
+        "There is possible pneumonia.",
+    ]
+    assert list(table["texts"][1]) == ["The patient is rotated."]
     first = table["statements"][0][0]
     assert first == {
         "finding": "pleural effusion", "negated": False, "uncertain": False, "severity": "small", "side": "left",
@@ -72,6 +77,33 @@ def test_rules_make_a_table_and_a_manifest(reports, tmp_path, capsys, ending):
     assert "3 reports (2 aligned, 1 set aside), 6 statements" in said.out
     assert "http" not in said.out + said.err
     assert {p.name for p in out.parent.iterdir()} == {out.name, "aligned.manifest.json"}
+
+
+def test_what_training_reads_is_chosen(reports, tmp_path):
+    texts = {}
+    for kind in ("both", "aligned", "raw"):
+        assert align(reports, "--out", tmp_path / "o.parquet", "--train-on", kind) == 0
+        texts[kind] = [list(t) for t in pd.read_parquet(tmp_path / "o.parquet")["texts"]]
+    assert texts["raw"][2] == ["No effusion.", "May be early pneumonia."]
+    assert texts["aligned"][2] == ["There is no pleural effusion.", "There is possible pneumonia."]
+    assert texts["both"][2] == texts["raw"][2] + texts["aligned"][2]
+    # nothing could be aligned: the raw sentences stay
+    assert texts["aligned"][1] == ["The patient is rotated."]
+
+
+def test_the_manifest_reader_of_training_takes_the_output(reports, tmp_path):
+    import cv2
+    import numpy as np
+
+    from carzero.data.dataset import ManifestDataset
+
+    for name in "abd":
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((8, 8), np.uint8))
+    for ending in ("parquet", "csv"):
+        assert align(reports, "--out", tmp_path / f"o.{ending}") == 0
+        pairs = ManifestDataset(tmp_path / f"o.{ending}")
+        assert [path.rsplit("/", 1)[1] for path in pairs.images] == ["a.png", "b.png", "d.png"]
+        assert pairs.texts[2] == "No effusion.\n\nMay be early pneumonia."
 
 
 def test_processes_share_the_work(reports, tmp_path):
