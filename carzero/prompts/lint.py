@@ -84,8 +84,9 @@ def lint(
 def _owners(prompts: PromptSet, lexicon: Lexicon) -> dict[str, str]:
     """The class that stands for each finding: the one that bears its name, else the first whose prompt says it."""
     owners: dict[str, str] = {}
-    for name in prompts.classes:
-        finding = lexicon.named(name)
+    named = [(name, lexicon.named(name)) for name in prompts.classes]
+    # the canonical name before any other of the finding
+    for name, finding in sorted(named, key=lambda pair: pair[1] is None or pair[1].name != pair[0].lower()):
         if finding is not None:
             owners.setdefault(finding.name, name)
     for name, texts in zip(prompts.classes, prompts.prompts):

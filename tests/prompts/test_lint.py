@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from carzero.models.tokenizer import word_tokenizer
-from carzero.prompts import PromptSet, prompt_set
+from carzero.prompts import BENCHMARKS, PromptSet, prompt_set
+from carzero.prompts.lexicon import default_lexicon
 from carzero.prompts.lint import lint
 
 
@@ -50,3 +51,10 @@ def test_the_published_prompts_say_each_finding_once():
         assert lint(prompt_set(name)) == []
     # OpenI has a class and its general one, each by its own name
     assert lint(prompt_set("openi")) == []
+
+
+def test_the_lexicon_knows_every_finding_of_the_benchmarks():
+    lexicon = default_lexicon()
+    unknown = {name: [c for c in said.values() if lexicon.named(c) is None] for name, said in BENCHMARKS.items()}
+    assert not any(unknown.values()), unknown
+    assert not any("unknown word" in sentence for name in BENCHMARKS for sentence in lint(prompt_set(name)))
