@@ -96,7 +96,7 @@ def main() -> None:
     table = counts(aligned, reports["mesh_major"].tolist())
     precision, recall = micro(table)
     print(
-        f"{len(reports)} reports ({args.half}), {args.workers} processes, their start included: {seconds:.1f} s, "
+        f"{len(reports)} reports ({args.half}), {args.workers} process(es), their start included: {seconds:.1f} s, "
         f"{len(reports) / seconds:.0f} reports/s; {len(reports) / used:.0f} reports per second of processor time"
     )
     print(f"micro over the 12 commonest: precision {precision:.3f}, recall {recall:.3f}\n")

@@ -55,7 +55,7 @@ NEGATION = {
     "termination": _phrases(
         """
         but, however, although, though, except, except for, aside from, apart from, other than, nevertheless, yet,
-        still, which, with the exception of, ;, because of, secondary to, due to, despite, while, whereas, beyond,
+        still, which, with the exception of, ;, despite, while, whereas, beyond,
         otherwise, besides, in addition to, nonetheless, explained by, outside of, instead, only, just,
         superimposed on, in the setting of
         """
@@ -71,6 +71,7 @@ RESOLVED = _phrases(
 
 UNCERTAIN_BEFORE = _phrases(
     """
+    possibility of,
     may, might, could, possible, possibly, probable, probably, likely, suggest, suggests, suggesting, suggestive of,
     suspicious for, suspicion of, suspicion for, suspected, questionable, question, question of, cannot exclude, cannot
     rule out, can not exclude, not exclude, not rule out, concern for, concerning for, worrisome for, presumably,
@@ -81,6 +82,7 @@ UNCERTAIN_BEFORE = _phrases(
 )
 UNCERTAIN_AFTER = _phrases(
     """
+    should be excluded,
     cannot be excluded, can not be excluded, not be excluded, not excluded, cannot be ruled out, not be ruled out, not
     ruled out, is possible, are possible, possible, is suspected, are suspected, suspected, is questioned, is
     questionable, are questionable, is a consideration, is a possibility, in question, ?, is likely, are likely, likely,

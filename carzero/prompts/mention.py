@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from spacy.tokens import Doc, Span
 
 ABSENT, GAPPED = "absent", "gapped"
+_HEART = {"heart", "atrial", "atrium", "ventricle", "ventricular"}
 _JOINS = {"and", "or", "nor", ",", "with", "as", "well", "&", "associated", "adjacent", "overlying", "underlying"}
 
 
@@ -66,8 +67,12 @@ class Mention:
         if place == "lung" and side is None:
             place = None
         if self.absent:
-            # a cue before "heart size is normal" is another finding's
-            severity = side = place = change = None
+            if "otherwise" in self.words[max(a - 1, 0) : b + 1]:
+                # "otherwise clear" follows something that is not
+                return None
+            # a cue before "heart size is normal" is another finding's; "left lung is clear" keeps its side
+            severity = place = change = None
+            side = next((w for w in self.words[max(a - 1, self.sentence.start) : a] if w in ("left", "right")), None)
             negated, uncertain = True, False
         chars = self.doc[a:b]
         return Statement(self.name, negated, uncertain, severity, side, place, change, chars.start_char, chars.end_char)
@@ -204,9 +209,7 @@ class Mention:
         }
         # "right atrial", "right heart": not the side of a finding
         for side in ("left", "right"):
-            found[side] = [
-                (s, e) for s, e in found[side] if self.words[e : e + 1] not in (["heart"], ["atrial"], ["atrium"])
-            ]
+            found[side] = [(s, e) for s, e in found[side] if not set(self.words[e : e + 1]) & _HEART]
         if found["bilateral"] or (found["left"] and found["right"]):
             return "bilateral"
         return next((side for side in ("left", "right") if found[side]), None)
