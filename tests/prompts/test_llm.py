@@ -265,13 +265,13 @@ def faults_for(reports: list[str], seed: int) -> dict[str, list]:
     return scripts
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_many_reports_with_faults_end_complete_and_correct(engine, tmp_path, count):
     reports = many_reports(count, 1)
     truths = {report: true_answer(report, engine) for report in reports}
     scripts = faults_for(reports, 2)
     with ChatServer(truths, scripts) as server:
-        options = LLMOptions(server.url, "m", retries=6, timeout=20, concurrency=8)
+        options = LLMOptions(server.url, "m", retries=6, timeout=300, concurrency=8)
         llm = LLMEngine(options, AnswerCache(tmp_path / "c.sqlite"), Verifier(engine))
         seen = []
         aligned = llm.align(reports, lambda done, total: seen.append((done, total)))
