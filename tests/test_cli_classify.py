@@ -191,3 +191,10 @@ def test_written_tables_have_the_usual_permissions(tmp_path):
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
     assert path.read_text() == "a\n1.5\n"
+
+
+def test_doubtful_prompts_are_warned_of(weights, images, tmp_path, capsys):
+    prompts = tmp_path / "p.json"
+    prompts.write_text(json.dumps({"Effusion": "effusion", "Mass": "There is a lung mass"}))
+    assert classify(images, "--prompts", prompts, "--weights", weights, "--out", tmp_path / "s.csv") == 0
+    assert "warning: class 'Effusion', prompt 'effusion': one word; write a sentence" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,8 +71,7 @@ def _classify(args: argparse.Namespace) -> int:
     prompts = _prompts(args)
     from carzero.prompts.lint import lint
 
-    for sentence in lint(prompts):
-        print(f"carzero classify: warning: {sentence}", file=sys.stderr)
+    _warn(lint(prompts))
     from carzero.data.files import list_images
 
     images = list_images(args.images)
@@ -150,11 +150,7 @@ def _predict(classifier: ZeroShotClassifier, images: list, args: argparse.Namesp
 
 def _report(classifier: ZeroShotClassifier, out: Path) -> int:
     """Warnings and the table of failures on stderr, and beside the scores; returns the exit code."""
-    shown = classifier.warnings[:5]
-    for sentence in shown:
-        print(f"carzero classify: warning: {sentence}", file=sys.stderr)
-    if len(classifier.warnings) > len(shown):
-        print(f"carzero classify: {len(classifier.warnings) - len(shown)} more such warnings.", file=sys.stderr)
+    _warn(classifier.warnings)
     failures = _failures_path(out)
     if classifier.failures.empty:
         # of an earlier run into the same file
@@ -171,6 +167,13 @@ def _report(classifier: ZeroShotClassifier, out: Path) -> int:
     Console(stderr=True).print(table)
     print(f"carzero classify: all failures are listed in {failures}.", file=sys.stderr)
     return 1
+
+
+def _warn(sentences: Sequence[str], most: int = 5) -> None:
+    for sentence in sentences[:most]:
+        print(f"carzero classify: warning: {sentence}", file=sys.stderr)
+    if len(sentences) > most:
+        print(f"carzero classify: {len(sentences) - most} more such warnings.", file=sys.stderr)
 
 
 def _failures_path(out: Path) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("spacy", reason="prompts: spaCy is not installed (pip install 'carzero[prompts]')")
-
 from carzero.prompts.rules import RulesEngine
 
 
