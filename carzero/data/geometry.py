@@ -61,28 +61,33 @@ class ImageGeometry:
             (y + self.margin - self.top) * self.height / self.resized_height,
         )
 
-    def map_to_original(self, values: NDArray[np.floating], fill: float = 0.0) -> NDArray[np.float32]:
+    def map_to_original(
+        self, values: NDArray[np.floating], fill: float = 0.0, *, smooth: bool = True
+    ) -> NDArray[np.float32]:
         """Lay a map of the model's input over the original: un-crop, un-pad, bilinear in between.
 
         Args:
             values: [..., h, w] of any grid that covers the input, such as 14 x 14 patches or size x size pixels.
             fill: value where the crop hid the original.
+            smooth: False gives every pixel the value of the cell that it lies in, without anything in between.
         Returns:
             float32 [..., height, width].
         """
         values = np.asarray(values, np.float32)
-        rows, seen_rows = self._weights(self.height, self.resized_height, self.top, values.shape[-2])
-        columns, seen_columns = self._weights(self.width, self.resized_width, self.left, values.shape[-1])
+        rows, seen_rows = self._weights(self.height, self.resized_height, self.top, values.shape[-2], smooth)
+        columns, seen_columns = self._weights(self.width, self.resized_width, self.left, values.shape[-1], smooth)
         mapped = rows @ values @ columns.T
         return np.where(seen_rows[:, None] & seen_columns[None, :], mapped, np.float32(fill))
 
     def _weights(
-        self, original: int, resized: int, pad: int, cells: int
+        self, original: int, resized: int, pad: int, cells: int, smooth: bool
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """[original, cells] bilinear weights of one axis, and which of its pixels the crop kept."""
+        """[original, cells] weights of one axis, and which of its pixels the crop kept."""
         centres = (np.arange(original) + 0.5) * resized / original + pad - self.margin
         seen = (centres >= 0) & (centres < self.size)
         position = np.clip(centres * cells / self.size - 0.5, 0, cells - 1)
+        if not smooth:
+            position = np.floor(np.clip(centres * cells / self.size, 0, cells - 1))
         low = np.minimum(position.astype(np.int64), max(cells - 2, 0))
         weights = np.zeros((original, cells), np.float32)
         pixel = np.arange(original)

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from carzero.data.decode import ImageSource
 from carzero.demo.page import data_uri
+from carzero.evaluate.boxes import Box
+from carzero.evaluate.grounding import inside
 from carzero.models.carzero import CARZero
-from carzero.zeroshot.explain import Box, Explanation, explain_prompts, inside
+from carzero.zeroshot.explain import Explanation, explain_prompts
 
 
 def ranks(logits: NDArray[np.floating]) -> NDArray[np.float64]:

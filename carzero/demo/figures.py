@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from carzero.data.phantom import Phantom
 from carzero.demo.phantoms import label_matrix
 from carzero.evaluate import Interval, auroc_interval, macro_auroc_interval
+from carzero.evaluate.grounding import pointing_accuracy
 from carzero.models.carzero import CARZero
 from carzero.prompts.sets import PromptSet
 from carzero.zeroshot.classify import ZeroShotClassifier
-from carzero.zeroshot.explain import explain_prompts, pointing_accuracy
+from carzero.zeroshot.explain import explain_prompts
 
 
 @dataclass(frozen=True)

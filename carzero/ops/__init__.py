@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .backends import BACKENDS, available, choose, choose_recompute
 from .functional import pack_weights, pair_attention, pair_logits, pair_simr, project_memory
+from .heads import pair_attention_heads
 from .packing import PackCache, PackedWeights, ProjectedMemory
 from .spec import DecoderSpec, DecoderWeights
 
@@ -24,6 +25,7 @@ __all__ = [
     "choose_recompute",
     "pack_weights",
     "pair_attention",
+    "pair_attention_heads",
     "pair_logits",
     "pair_simr",
     "project_memory",

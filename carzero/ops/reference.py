@@ -38,15 +38,23 @@ def pair_attention(memory: Tensor, queries: Tensor, params: Params, options: Opt
 
     An axis T comes before the last where queries have tokens.
     """
+    return head_attention(memory, queries, params, options, columns).mean(1)
+
+
+def head_attention(memory: Tensor, queries: Tensor, params: Params, options: Options, columns: int) -> Tensor:
+    """``[L, H, M, Q, columns]`` (``[L, H, N, columns]``) attention weights of every head, at the original rows.
+
+    An axis T comes before the last where queries have tokens.
+    """
     maps: list[Tensor] = []
     _simr(memory, queries, params, options, maps)
-    stacked = torch.stack(maps)
+    stacked = torch.stack(maps).transpose(1, 2)
     row_count = options.row_count
     if row_count is not None and options.pairs is not None:
         row_count = row_count[options.pairs[:, 0]]
-    spread = spread_rows(stacked.flatten(2, 3), row_count, columns).unflatten(2, stacked.shape[2:4])
-    spread = spread if params.structure.self_attention else spread.squeeze(3)
-    return spread if options.pairs is None else spread.squeeze(2)
+    spread = spread_rows(stacked.flatten(3, 4), row_count, columns).unflatten(3, stacked.shape[3:5])
+    spread = spread if params.structure.self_attention else spread.squeeze(4)
+    return spread if options.pairs is None else spread.squeeze(3)
 
 
 HEAD_SITES = (Site.HEAD_HIDDEN_1, Site.HEAD_HIDDEN_2, Site.HEAD_HIDDEN_3)
@@ -105,7 +113,7 @@ def decode(
         kv: ``[M, P, L, 2, D]`` keys and values.
         count: int32 ``[M, P]`` row counts, or None.
         mask: bool ``[1 or M, Q, T]`` tokens that are there, or None.
-        maps: receives each layer's ``[M, Q, T, P]`` softmax weights, averaged over heads.
+        maps: receives each layer's ``[M, H, Q, T, P]`` softmax weights.
     """
     heads, structure = params.heads, params.structure
     for l, layer in enumerate(params.layers):
@@ -163,7 +171,7 @@ def _attention(
     else:
         weights = torch.softmax(scores, -1)
     if maps is not None:
-        maps.append(weights.mean(1).unflatten(1, grid))
+        maps.append(weights.unflatten(2, grid))
     if masks is not None and Site.ATTENTION in masks.active:
         weights = weights * masks.attention(l, k.shape[1], k.shape[2], row_count).flatten(2, 3)
     o = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2).unflatten(1, grid).to(x.dtype)
@@ -247,7 +255,7 @@ def dropped(x: Tensor, masks: PairMasks | None, site: Site, layer: int) -> Tenso
 
 
 def spread_rows(maps: Tensor, row_count: Tensor | None, columns: int) -> Tensor:
-    """``[L, M, Q, P]`` at collapsed rows -> ``[L, M, Q, columns]``: a row's weight, evenly over its original rows."""
+    """``[..., M, Q, P]`` at collapsed rows -> ``[..., M, Q, columns]``: a row's weight, even over its original rows."""
     if row_count is None:
         return F.pad(maps, (0, columns - maps.shape[-1]))
     start = torch.arange(maps.shape[-1], device=maps.device)

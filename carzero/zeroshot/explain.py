@@ -14,6 +14,8 @@ import torch
 from carzero.data.geometry import ImageGeometry
 from carzero.data.images import ImageProcessor
 from carzero.errors import UserError
+from carzero.evaluate.boxes import Box
+from carzero.ops import pair_attention_heads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,8 +23,20 @@ if TYPE_CHECKING:
     from carzero.data.decode import ImageSource
     from carzero.models.carzero import CARZero
 
-#: x0, y0, x1, y1 in pixels of the original image.
-Box = tuple[float, float, float, float]
+
+@dataclass(frozen=True)
+class Region:
+    """One connected part of a map at or above a threshold.
+
+    Args:
+        box: x0, y0, x1, y1 around it, in pixels of the original.
+        peak: its greatest `Explanation.relative`.
+        share: its part of the whole map's attention, 0..1.
+    """
+
+    box: Box
+    peak: float
+    share: float
 
 
 @dataclass(frozen=True)
@@ -51,29 +65,68 @@ class Explanation:
 
     @property
     def peak(self) -> tuple[float, float]:
-        """x, y on the original of the centre of the patch with the greatest weight."""
+        """x, y on the original of the centre of the patch with the greatest weight.
+
+        A patch of the black padding has its centre outside the original.
+        """
         rows, columns = self.map.shape
         row, column = divmod(int(self.map.argmax()), columns)
         side = self.geometry.size
         return self.geometry.to_original((column + 0.5) * side / columns, (row + 0.5) * side / rows)
 
-    def on_image(self) -> NDArray[np.float32]:
-        """`relative` at the original's resolution, ``[height, width]``; 0 where the crop hid the image."""
-        return self.geometry.map_to_original(self.relative)
+    def on_image(self, *, smooth: bool = True) -> NDArray[np.float32]:
+        """`relative` at the original's resolution, ``[height, width]``; 0 where the crop hid the image.
 
-    def overlay(self, ceiling: float | None = None) -> NDArray[np.uint8]:
+        Args:
+            smooth: bilinear between the patches' centres; False shows the patches as they are.
+        """
+        return self.geometry.map_to_original(self.relative, smooth=smooth)
+
+    def regions(self, threshold: float = 0.5, *, smooth: bool = True) -> list[Region]:
+        """Connected parts of `on_image` of at least `threshold` times its maximum, the one with the highest peak first.
+
+        Raises:
+            UserError: the threshold is not above 0 and at most 1.
+        """
+        if not 0 < threshold <= 1:
+            raise UserError(f"regions: threshold is a share of the maximum above 0 and at most 1, got {threshold}.")
+        values = self.on_image(smooth=smooth)
+        top = float(values.max())
+        if top <= 0:
+            return []
+        count, parts, boxes, _ = cv2.connectedComponentsWithStats((values >= threshold * top).astype(np.uint8))
+        flat, total = parts.ravel(), float(values.sum())
+        sums = np.bincount(flat, values.ravel(), count)
+        found = []
+        for part in range(1, count):
+            x, y, width, height = (int(v) for v in boxes[part, :4])
+            inside = values[y : y + height, x : x + width][parts[y : y + height, x : x + width] == part]
+            found.append(Region((x, y, x + width, y + height), float(inside.max()), float(sums[part]) / total))
+        return sorted(found, key=lambda region: -region.peak)
+
+    def overlay(self, ceiling: float | None = None, *, smooth: bool = True) -> NDArray[np.uint8]:
         """The image in grey under the attention in colour, RGB ``[height, width, 3]``.
 
         Args:
             ceiling: value of `relative` shown at full strength; the map's own maximum if None.
+            smooth: as in `on_image`.
         """
-        strength = np.clip(self.on_image() / (ceiling or float(self.relative.max())), 0, 1)
+        strength = np.clip(self.on_image(smooth=smooth) / (ceiling or float(self.relative.max())), 0, 1)
         colour = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
         alpha = 0.65 * strength[..., None]
         return ((1 - alpha) * self.image[..., None] + alpha * colour).round().astype(np.uint8)
 
-    def save(self, path: str | Path, boxes: Iterable[Box] = ()) -> None:
-        """Write a figure: the overlay with a colour bar, the prompt and its logit as title, given boxes outlined."""
+    def save(
+        self, path: str | Path, boxes: Iterable[Box] = (), *, found: Iterable[Box] = (), smooth: bool = True
+    ) -> None:
+        """Write a figure: the overlay with a colour bar, the prompt and its logit as title.
+
+        Args:
+            path: of the picture.
+            boxes: outlined in blue: where the finding is known to be.
+            found: outlined in white, dashed: such as the boxes of `regions`.
+            smooth: as in `on_image`.
+        """
         from matplotlib import colormaps
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
@@ -83,83 +136,117 @@ class Explanation:
         height, width = self.image.shape
         figure = Figure(figsize=(6.0, 0.7 + 5.0 * min(2.0, height / width)), layout="constrained")
         axes = figure.add_subplot()
-        axes.imshow(self.overlay())
+        axes.imshow(self.overlay(smooth=smooth))
         axes.set_axis_off()
-        axes.set_title(f"{self.prompt}\nlogit {self.logit:.2f}", fontsize=11, parse_math=False)
-        for x0, y0, x1, y1 in boxes:
-            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="#35d0ff", linewidth=1.5))
+        axes.set_title(f"{self.prompt}\nlogit {self.logit:.2f}", fontsize=11, parse_math=False, wrap=True)
+        for outlined, colour, line in ((boxes, "#35d0ff", "-"), (found, "#ffffff", "--")):
+            for x0, y0, x1, y1 in outlined:
+                axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, ls=line, lw=1.5))
         scale = ScalarMappable(Normalize(0, float(self.relative.max())), colormaps["inferno"])
         figure.colorbar(scale, ax=axes, label="attention, times the mean of all patches", shrink=0.85)
         figure.savefig(path, dpi=110)
 
 
-def explain(model: CARZero, image: ImageSource, prompt: str, *, layers: Sequence[int] | None = None) -> Explanation:
-    """Where `model` looked on `image` for `prompt`; see `explain_prompts`."""
-    return explain_prompts(model, image, [prompt], layers=layers)[0]
+class Explainer:
+    """Attention maps of some prompts on any number of images; the prompts are encoded once.
 
-
-@torch.no_grad()
-def explain_prompts(
-    model: CARZero, image: ImageSource, prompts: Sequence[str], *, layers: Sequence[int] | None = None
-) -> list[Explanation]:
-    """Attention maps of several prompts on one image, which is encoded once; no gradient is needed.
-
-    Equivalent to::
+    Equivalent to, for one image::
 
         logits, maps = model.decoder(images.memory, texts.query, return_attention=True)    # maps [L, 1, T, 1 + patches]
         maps[layers].mean(0)[0, :, 1:].reshape(T, rows, columns)
 
     Args:
         model: dropout is off whatever its mode.
-        image: what `carzero.ImageProcessor` takes.
         prompts: T texts.
-        layers: decoder layers that are averaged; all if None, negative ones count from the last.
+        layers: decoder layers that are averaged; all if None (as published), negative ones count from the last.
+        heads: attention heads that are averaged; all if None (as published), negative ones count from the last.
 
     Raises:
-        UserError: the model has no decoder, its memory no local rows, or a layer does not exist.
+        UserError: the model has no decoder, its memory no local rows, or a layer or head does not exist.
     """
-    if model.config.similarity != "decoder":
-        raise UserError(
-            f"explain: maps are the decoder's attention, and this model has similarity={model.config.similarity!r}."
-        )
-    config = model.config.decoder
-    if config.memory_rows == "global":
-        raise UserError(
-            "explain: this model attends to one global vector (decoder.memory_rows='global'), so there is no map; "
-            "use a model with memory_rows 'global+local' or 'local'."
-        )
-    chosen = list(range(config.layers)) if layers is None else list(layers)
-    if not chosen or not all(-config.layers <= layer < config.layers for layer in chosen):
-        raise UserError(f"explain: layers must name some of the decoder's layers 0..{config.layers - 1}, got {chosen}.")
-    processor = ImageProcessor(size=model.config.image.image_size)
-    grey = processor.read(image)
-    with model.evaluating():
-        images = model.encode_images(processor(grey).unsqueeze(0))
-        texts = model.encode_texts(list(prompts))
-        logits = model.similarity(images, texts)[0]
-        _, maps = model.decoder(images.memory, texts.query, row_count=images.row_count, return_attention=True)
-    first = 1 if config.memory_rows == "global+local" else 0
-    grid = model.image_encoder.grid
-    weights = maps[chosen].float().mean(0)[0, :, first:].reshape(len(prompts), *grid).cpu().numpy()
-    geometry = processor.geometry(*grey.shape)
-    return [
-        Explanation(prompt, float(logit), weight, grey, geometry)
-        for prompt, logit, weight in zip(prompts, logits.tolist(), weights)
-    ]
+
+    def __init__(
+        self,
+        model: CARZero,
+        prompts: Sequence[str],
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> None:
+        if model.config.similarity != "decoder":
+            raise UserError(
+                f"explain: maps are the decoder's attention, and this model has similarity={model.config.similarity!r}."
+            )
+        config = model.config.decoder
+        if config.memory_rows == "global":
+            raise UserError(
+                "explain: this model attends to one global vector (decoder.memory_rows='global'), so there is no map; "
+                "use a model with memory_rows 'global+local' or 'local'."
+            )
+        self.layers = _chosen("layers", layers, config.layers)
+        self.heads = None if heads is None else _chosen("heads", heads, config.heads)
+        self.model = model
+        self.prompts = list(prompts)
+        self.processor = ImageProcessor(size=model.config.image.image_size)
+        self.bank = model.text_bank(self.prompts)
+
+    @torch.no_grad()
+    def __call__(self, image: ImageSource) -> list[Explanation]:
+        """One explanation a prompt.
+
+        Args:
+            image: what `carzero.ImageProcessor` takes.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        model, queries = self.model, self.bank.encoded.query
+        grey = self.processor.read(image)
+        with model.evaluating():
+            images = model.encode_images(self.processor(grey).unsqueeze(0))
+            logits = model.similarity(images, self.bank)[0]
+            if self.heads is None:
+                maps = model.decoder(images.memory, queries, row_count=images.row_count, return_attention=True)[1]
+            else:
+                weights = model.decoder.weights()
+                every = pair_attention_heads(images.memory, queries, weights, row_count=images.row_count)
+                maps = every[:, self.heads].mean(1)
+        first = 1 if model.config.decoder.memory_rows == "global+local" else 0
+        grid = model.image_encoder.grid
+        chosen = maps[self.layers].float().mean(0)[0, :, first:].reshape(len(self.prompts), *grid).cpu().numpy()
+        geometry = self.processor.geometry(*grey.shape)
+        return [
+            Explanation(prompt, float(logit), weight, grey, geometry)
+            for prompt, logit, weight in zip(self.prompts, logits.tolist(), chosen)
+        ]
 
 
-def inside(point: tuple[float, float], boxes: Iterable[Box]) -> bool:
-    """Whether a point lies in any of the boxes."""
-    return any(x0 <= point[0] <= x1 and y0 <= point[1] <= y1 for x0, y0, x1, y1 in boxes)
+def explain(
+    model: CARZero,
+    image: ImageSource,
+    prompt: str,
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> Explanation:
+    """Where `model` looked on `image` for `prompt`; see `Explainer`."""
+    return Explainer(model, [prompt], layers=layers, heads=heads)(image)[0]
 
 
-def pointing_accuracy(peaks: Sequence[tuple[float, float]], boxes: Sequence[Sequence[Box]]) -> float:
-    """Share of maps whose peak lies inside any box of its finding (the pointing game); NaN for no map.
+def explain_prompts(
+    model: CARZero,
+    image: ImageSource,
+    prompts: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> list[Explanation]:
+    """Attention maps of several prompts on one image; see `Explainer`, which many images should share."""
+    return Explainer(model, prompts, layers=layers, heads=heads)(image)
 
-    Args:
-        peaks: `Explanation.peak` of N maps.
-        boxes: the boxes of each map's finding.
-    """
-    if len(peaks) != len(boxes):
-        raise ValueError(f"pointing_accuracy: one list of boxes per peak, got {len(boxes)} for {len(peaks)} peaks.")
-    return float(np.mean([inside(p, b) for p, b in zip(peaks, boxes)])) if peaks else float("nan")
+
+def _chosen(what: str, asked: Sequence[int] | None, count: int) -> list[int]:
+    chosen = list(range(count)) if asked is None else list(asked)
+    if not chosen or not all(-count <= number < count for number in chosen):
+        raise UserError(f"explain: {what} must name some of the decoder's {what} 0..{count - 1}, got {chosen}.")
+    return chosen

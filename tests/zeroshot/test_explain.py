@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import cv2
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from carzero.errors import UserError
 from carzero.models.carzero import CARZero
 from carzero.models.config import CARZeroConfig
 from carzero.models.tokenizer import word_tokenizer
-from carzero.zeroshot.explain import Explanation, explain, explain_prompts, inside, pointing_accuracy
+from carzero.zeroshot.explain import Explainer, Explanation, explain, explain_prompts
 
 PROMPTS = ["there is effusion", "there is a mass"]
 
@@ -117,16 +115,65 @@ def test_saved_picture_can_be_read(tmp_path, image):
     assert (np.abs(picture.astype(int) - (255, 208, 53)).max(-1) < 12).any()
 
 
-def test_pointing_game():
-    assert inside((10, 10), [(0, 0, 5, 5), (8, 8, 12, 12)])
-    assert not inside((6, 6), [(0, 0, 5, 5), (8, 8, 12, 12)])
-    assert not inside((6, 6), [])
-    peaks = [(1.0, 1.0), (9.0, 9.0), (6.0, 6.0), (1.0, 1.0)]
-    boxes = [[(0, 0, 5, 5)], [(0, 0, 5, 5), (8, 8, 12, 12)], [(0, 0, 5, 5)], []]
-    assert pointing_accuracy(peaks, boxes) == 0.5
-    assert math.isnan(pointing_accuracy([], []))
-    with pytest.raises(ValueError, match="one list of boxes per peak, got 1 for 2 peaks"):
-        pointing_accuracy(peaks[:2], boxes[:1])
+def test_heads_are_averaged(image):
+    model = make_model()
+    heads = [explain(model, image, PROMPTS[0], heads=[h]).map for h in range(model.config.decoder.heads)]
+    assert np.abs(heads[0] - heads[1]).max() > 1e-3
+    plain = explain(model, image, PROMPTS[0]).map
+    np.testing.assert_allclose(np.mean(heads, 0), plain, rtol=0, atol=1e-6)
+    both = explain(model, image, PROMPTS[0], heads=[0, -1], layers=[1]).map
+    apart = [explain(model, image, PROMPTS[0], heads=[h], layers=[-1]).map for h in (0, len(heads) - 1)]
+    np.testing.assert_allclose(both, np.mean(apart, 0), rtol=0, atol=1e-6)
+
+
+def test_prompts_are_encoded_once(image, monkeypatch):
+    model = make_model()
+    explainer = Explainer(model, PROMPTS)
+    first = explainer(image)
+    monkeypatch.setattr(model, "encode_texts", lambda *_: pytest.fail("the prompts were encoded again"))
+    for one, again in zip(first, explainer(image)):
+        np.testing.assert_array_equal(one.map, again.map)
+        assert one.logit == again.logit
+
+
+def test_patches_as_they_are():
+    one = explanation_of((2, 1), height=128, width=128)
+    plain = one.on_image(smooth=False)
+    # the square of 64 + 2 * 5 pixels stands for 128: a patch of 16 input pixels is 16 * 128 / 74 wide
+    assert set(np.unique(plain)) == {0.0, 16.0}
+    rows, columns = np.nonzero(plain)
+    scale = 128 / one.geometry.side
+    low = (16 + one.geometry.margin) * scale, (32 + one.geometry.margin) * scale
+    assert (columns.min(), rows.min()) == (round(low[0]), round(low[1]))
+    assert plain.sum() / 16 == pytest.approx((16 * scale) ** 2, rel=0.1)
+    # smoothing moves neither the peak nor the whole weight of a patch inside the image
+    smooth = one.on_image()
+    assert smooth.sum() == pytest.approx(plain.sum(), rel=0.1)
+    assert smooth.max() == pytest.approx(16, rel=0.05)
+
+
+def test_regions_are_boxes_around_connected_parts():
+    weights = np.zeros((4, 4), np.float32)
+    weights[0, 0], weights[2, 3], weights[3, 3] = 0.2, 0.4, 0.3
+    image = np.zeros((74, 74), np.uint8)
+    one = Explanation("x", 0.0, weights, image, ImageProcessor(size=64).geometry(74, 74))
+    margin = one.geometry.margin
+    high, low = one.regions(0.5, smooth=False)
+    assert high.box == (48 + margin, 32 + margin, 64 + margin, 64 + margin)
+    assert low.box == (margin, margin, 16 + margin, 16 + margin)
+    assert (high.share, low.share) == pytest.approx((7 / 9, 2 / 9))
+    assert high.peak == pytest.approx(0.4 * 16 / 0.9)
+    assert low.peak == pytest.approx(0.2 * 16 / 0.9)
+    assert [r.box for r in one.regions(0.7, smooth=False)] == [high.box]
+    # smoothed, the box still holds the peak
+    x0, y0, x1, y1 = one.regions()[0].box
+    x, y = one.peak
+    assert x0 <= x <= x1
+    assert y0 <= y <= y1
+    assert Explanation("x", 0.0, weights * 0, image, one.geometry).regions() == []
+    for threshold in (0, 1.1, -1, float("nan")):
+        with pytest.raises(UserError, match="share of the maximum"):
+            one.regions(threshold)
 
 
 def test_errors_are_sentences(image):
@@ -135,6 +182,8 @@ def test_errors_are_sentences(image):
     for layers in ([2], [-3], []):
         with pytest.raises(UserError, match=r"layers must name some of the decoder's layers 0\.\.1, got"):
             explain(make_model(), image, PROMPTS[0], layers=layers)
+    with pytest.raises(UserError, match=r"heads must name some of the decoder's heads 0\.\.\d, got \[9\]"):
+        explain(make_model(), image, PROMPTS[0], heads=[9])
 
 
 def test_gradients_are_not_kept_and_the_mode_stays(image):
