@@ -110,12 +110,12 @@ def find_images(data: Path | None) -> list[Path]:
     return files
 
 
-def write_between_markers(path: Path, table: str) -> None:
+def write_between_markers(path: Path, table: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers of the page."""
     text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    path.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> int:
