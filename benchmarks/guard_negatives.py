@@ -92,7 +92,9 @@ def _lateral_bones(canvas: Canvas, stream: Stream, at: Callable) -> NDArray[np.f
         s = -0.06 + step * number
         depth = -stoop - bend * np.sin(np.pi * np.clip(s, 0, 1))
         half, tall = 0.135, step * 0.40
-        square = at([(depth - half, s - tall), (depth + half, s - tall), (depth + half, s + tall), (depth - half, s + tall)])
+        square = at(
+            [(depth - half, s - tall), (depth + half, s - tall), (depth + half, s + tall), (depth - half, s + tall)]
+        )
         canvas.fill(art, [square], 90)
         canvas.stroke(art, [square], 130, 0.004, closed=True)
         knob = at([(depth - 0.24, s + tall)])[0]
@@ -100,7 +102,15 @@ def _lateral_bones(canvas: Canvas, stream: Stream, at: Callable) -> NDArray[np.f
     for number in range(9):
         s = 0.06 + 0.095 * number
         for shift in (0.0, stream.between(0.015, 0.04)):
-            path = at([(-0.85, s + shift), (-0.98, s + 0.08 + shift), (-0.5, s + 0.20 + shift), (0.2, s + 0.30 + shift), (0.7, s + 0.34)])
+            path = at(
+                [
+                    (-0.85, s + shift),
+                    (-0.98, s + 0.08 + shift),
+                    (-0.5, s + 0.20 + shift),
+                    (0.2, s + 0.30 + shift),
+                    (0.7, s + 0.34),
+                ]
+            )
             canvas.stroke(ribs, [spline(path, closed=False)], 46, 0.009)
     breast = at([(0.78, 0.10), (0.95, 0.28), (1.04, 0.55)])
     canvas.fill(art, [band(spline(breast, closed=False), 0.022)], 110)
@@ -127,7 +137,11 @@ def photograph(index: int, *, seed: int = 0, size: int = 256) -> NDArray[np.uint
             corners = np.sort(stream.many(stream.pick((3, 4, 5, 6)), 0, 2 * np.pi))
             outline = np.stack([x + rx * np.cos(corners), y + ry * np.sin(corners)], 1)
         mask = canvas.mask(outline, between(0.0005, 0.01))
-        shade = between(0, 1) + between(-1.5, 1.5) * (canvas.x - np.float32(x)) + between(-0.2, 0.2) * canvas.cloud(stream, 10)
+        shade = (
+            between(0, 1)
+            + between(-1.5, 1.5) * (canvas.x - np.float32(x))
+            + between(-0.2, 0.2) * canvas.cloud(stream, 10)
+        )
         scene = scene * (1 - mask) + shade * mask
     scene += between(0.003, 0.04) * stream.grain(size, size)
     low, high = np.percentile(scene, [between(0, 4), between(96, 100)])

@@ -67,8 +67,8 @@ def test_names_that_would_be_one_file_get_numbers(weights, images, tmp_path):
 
 def test_tables_beside_the_pictures(weights, images, tmp_path):
     out = tmp_path / "maps"
-    assert explain(images, "--classes", "Effusion,Mass", "--weights", weights, "--out", out, "--words", "--layers", "-1",
-                   "--heads", "0,1", "--threshold", "0.9", "--patches", "--pictures", "none") == 0  # fmt: skip
+    options = ("--words", "--layers", "-1", "--heads", "0,1", "--threshold", "0.9", "--patches", "--pictures", "none")
+    assert explain(images, "--classes", "Effusion,Mass", "--weights", weights, "--out", out, *options) == 0
     assert pictures(out) == []
     regions = pd.read_csv(out / "regions.csv")
     expected = Explainer(load(weights), ["There is Effusion"], layers=[-1], heads=[0, 1])(images / "b.png")[0]
@@ -94,8 +94,20 @@ def test_maps_are_scored_against_boxes(weights, images, tmp_path, capsys):
         rows.append(f"{name},MASS,{2 * left - 8},{2 * y - 8},{2 * left + 8},{2 * y + 8}")
     (tmp_path / "boxes.csv").write_text("\n".join([*rows, "other.png,hernia,1,1,2,2"]))
     (tmp_path / "patients.csv").write_text("image,patient\nb.png,1\na b.png,2\n")
-    command = (images, "--classes", "Effusion,Mass", "--weights", weights, "--boxes", tmp_path / "boxes.csv", "--out", out)
-    assert explain(*command, "--box-size", "160x120", "--patients", tmp_path / "patients.csv", "--pictures", "boxed") == 0
+    command = (
+        images,
+        "--classes",
+        "Effusion,Mass",
+        "--weights",
+        weights,
+        "--boxes",
+        tmp_path / "boxes.csv",
+        "--out",
+        out,
+    )
+    assert (
+        explain(*command, "--box-size", "160x120", "--patients", tmp_path / "patients.csv", "--pictures", "boxed") == 0
+    )
     said = capsys.readouterr()
     assert "boxes without a class of their name: hernia" in said.err
     assert "95 % intervals by patients" in said.out

@@ -71,9 +71,11 @@ class ImageProcessor:
         Raises:
             ImageError: (a `UserError`) not an image, empty, cut short, too small or too large; the sentence names it.
         """
-        square, _ = self.square(image)
-        low = (self.side - self.size) // 2
-        return self.normalize(square[low : low + self.size, low : low + self.size])
+        return self._crop(self.square(image)[0])
+
+    def prepare(self, grey: NDArray[np.uint8]) -> torch.Tensor:
+        """The model's input of what `read` returned, for whoever needs both; float32 [3, size, size]."""
+        return self._crop(self._square(grey, _described(*grey.shape))[0])
 
     def augmented(self, image: ImageSource, augmentation: Augmentation, rng: np.random.Generator) -> torch.Tensor:
         """A training view of the image, float32 [3, size, size]; equal generators give equal views."""
@@ -82,13 +84,19 @@ class ImageProcessor:
 
     def square(self, image: ImageSource) -> tuple[NDArray[np.uint8], ImageGeometry]:
         """The resized, zero-padded square, uint8 [side, side], and how its pixels lie on the original."""
-        grey = self.read(image)
-        geometry = self._fit(grey.shape[0], grey.shape[1], describe_source(image))
+        return self._square(self.read(image), describe_source(image))
+
+    def _square(self, grey: NDArray[np.uint8], source: str) -> tuple[NDArray[np.uint8], ImageGeometry]:
+        geometry = self._fit(grey.shape[0], grey.shape[1], source)
         resized = cv2.resize(grey, (geometry.resized_width, geometry.resized_height), interpolation=cv2.INTER_AREA)
         square = np.zeros((self.side, self.side), np.uint8)
         top, left = geometry.top, geometry.left
         square[top : top + geometry.resized_height, left : left + geometry.resized_width] = resized
         return square, geometry
+
+    def _crop(self, square: NDArray[np.uint8]) -> torch.Tensor:
+        low = (self.side - self.size) // 2
+        return self.normalize(square[low : low + self.size, low : low + self.size])
 
     def read(self, image: ImageSource) -> NDArray[np.uint8]:
         """The image as 8-bit grey [H, W], upright, at its own size."""
@@ -96,7 +104,7 @@ class ImageProcessor:
 
     def geometry(self, height: int, width: int) -> ImageGeometry:
         """How the model's input lies on an image of this size (of `read`'s result)."""
-        return self._fit(height, width, f"an image of {width} x {height} pixels")
+        return self._fit(height, width, _described(height, width))
 
     def normalize(self, grey: NDArray[np.uint8]) -> torch.Tensor:
         """uint8 [size, size] -> float32 [3, size, size]: /255, minus the mean, over the standard deviation."""
@@ -112,6 +120,10 @@ class ImageProcessor:
         if min(resized_height, resized_width) < 1:
             raise image_error(source, f"is {width} x {height} pixels, too narrow to be resized to {self.side}")
         return ImageGeometry(height, width, resized_height, resized_width, self.side, self.size)
+
+
+def _described(height: int, width: int) -> str:
+    return f"an image of {width} x {height} pixels"
 
 
 @lru_cache(maxsize=1)

@@ -66,9 +66,10 @@ def finding_key(finding: str) -> str:
 def read_boxes(path: str | os.PathLike[str], *, size: tuple[int, int] | None = None) -> BoxSet:
     """Boxes from a file.
 
-    - ``.json`` as ChestX-Det10 has it: ``[{"file_name": ..., "syms": [finding, ...], "boxes": [[x0, y0, x1, y1], ...]}]``;
-    - ``.csv`` with a box a row: an image column (image, image_index, file_name, ...), a finding column (finding, finding
-      label, class, label), and x0 y0 x1 y1, xmin ymin xmax ymax, or x y w h. NIH's ``BBox_List_2017.csv`` is one.
+    - ``.json`` as ChestX-Det10 has it: ``[{"file_name": ..., "syms": [finding, ...], "boxes": [[x0, y0, x1, y1]]}]``
+    - ``.csv`` with a box a row: an image column (image, image_index, file_name, ...), a finding column (finding,
+      finding label, class, label), and x0 y0 x1 y1, xmin ymin xmax ymax, or x y w h. NIH's ``BBox_List_2017.csv`` is
+      one.
 
     Args:
         path: of the file.
@@ -94,7 +95,9 @@ def read_boxes(path: str | os.PathLike[str], *, size: tuple[int, int] | None = N
         for place, image, finding, box in readers[path.suffix.lower()](text):
             key = image_key(image)
             if files.setdefault(key, image) != image:
-                raise UserError(f"{place}: {image!r} and {files[key]!r} are one image without their folders and endings.")
+                raise UserError(
+                    f"{place}: {image!r} and {files[key]!r} are one image without their folders and endings."
+                )
             boxes.setdefault(key, {}).setdefault(finding_key(finding), []).append(_checked(place, box))
     except UserError as error:
         raise UserError(f"The file of boxes {path} cannot be used: {error}") from None
@@ -145,7 +148,9 @@ def _from_csv(text: str) -> Iterator[Row]:
             try:
                 c, d = str(float(a) + float(c)), str(float(b) + float(d))
             except ValueError:
-                raise UserError(f"line {rows.line_num}: a box needs four numbers, got {', '.join((a, b, c, d))}.") from None
+                raise UserError(
+                    f"line {rows.line_num}: a box needs four numbers, got {', '.join((a, b, c, d))}."
+                ) from None
         yield f"line {rows.line_num}", row[image].strip(), row[finding].strip(), (a, b, c, d)
 
 

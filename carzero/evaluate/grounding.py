@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from carzero.evaluate.auroc import bootstrap_weights
+from carzero.evaluate.bootstrap import mean_draws, percentile_interval
 from carzero.evaluate.boxes import Box
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ def grounding_table(
         resamples, level, seed: of the bootstrap. A resample without any map of a finding says nothing of it.
 
     Returns:
-        a row a finding and one for `MEAN`: finding, n, patients, chance, inside, pointing, ``iou 0.5``, ``dice 0.5``, ..., each figure
-        followed by ``<figure> low`` and ``<figure> high``; an empty table for no map.
+        a row a finding and one for `MEAN`: finding, n, patients, chance, inside, pointing, ``iou 0.5``, ``dice 0.5``,
+        ..., each of the last followed by ``<figure> low`` and ``<figure> high``; an empty table for no map.
     """
     if not len(findings) == len(scores) == len(scores if patients is None else patients):
         raise ValueError(
@@ -146,32 +146,41 @@ def grounding_table(
             f"{'None' if patients is None else len(patients)}."
         )
     figures = ["pointing", *(f"{kind} {t:g}" for kind in ("iou", "dice") for t in thresholds)]
-    columns = ["finding", "n", "patients", "chance", "inside", *(f + end for f in figures for end in ("", " low", " high"))]
+    columns = [
+        "finding",
+        "n",
+        "patients",
+        "chance",
+        "inside",
+        *(f + end for f in figures for end in ("", " low", " high")),
+    ]
     if not scores:
         return pd.DataFrame(columns=columns)
     group = np.arange(len(scores)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
-    values = np.array([[s.hit, *s.iou, *s.dice] for s in scores], np.float64)
-    side = np.array([[s.chance, s.inside] for s in scores])
-    weights = bootstrap_weights(group, resamples, seed)
-    rows, draws = [], []
-    names = np.asarray(findings)
-    for name in dict.fromkeys(findings):
-        mine = names == name
-        total = weights[:, mine].sum(1, keepdims=True)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            draws.append(np.where(total > 0, weights[:, mine] @ values[mine] / total, np.nan))
-        shown = len(np.unique(group[mine]))
-        rows.append((name, int(mine.sum()), shown, side[mine].mean(0), values[mine].mean(0), draws[-1]))
-    # a resample in which no finding occurs does not exist: every resample holds a map
-    means = np.nanmean(np.stack(draws), 0)
-    points, sides = np.mean([row[4] for row in rows], 0), np.mean([row[3] for row in rows], 0)
-    rows.append((MEAN, len(scores), len(np.unique(group)), sides, points, means))
-    return pd.DataFrame([_row(columns, row, level) for row in rows])
+    values = np.array([[s.hit, *s.iou, *s.dice, s.chance, s.inside] for s in scores], np.float64)
+    member = np.asarray(findings)
+    names = list(dict.fromkeys(findings))
+    # [N, findings, figures], NaN where a map is of another finding
+    apart = np.where((member[:, None] == names)[..., None], values[:, None], np.nan)
+    draws = mean_draws(apart.reshape(len(scores), -1), group, resamples=resamples, seed=seed)
+    draws = draws.reshape(-1, len(names), values.shape[1])
+    rows = []
+    for number, name in enumerate(names):
+        mine = member == name
+        size = int(mine.sum()), len(np.unique(group[mine]))
+        rows.append(_row(columns, (name, *size), values[mine].mean(0), draws[:, number], level))
+    # a resample holds a map, so a finding
+    points = np.mean([values[member == name].mean(0) for name in names], 0)
+    size = len(scores), len(np.unique(group))
+    rows.append(_row(columns, (MEAN, *size), points, np.nanmean(draws, 1), level))
+    return pd.DataFrame(rows)
 
 
-def _row(columns: list[str], row: tuple, level: float) -> dict[str, object]:
-    name, n, patients, sides, points, draws = row
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail], axis=0)
-    intervals = np.stack([points, low, high], 1).ravel()
-    return dict(zip(columns, (name, n, patients, *map(float, sides), *map(float, intervals))))
+def _row(
+    columns: list[str], head: tuple, points: NDArray[np.float64], draws: NDArray[np.float64], level: float
+) -> dict[str, object]:
+    cells = [*head, *map(float, points[-2:])]
+    for point, drawn in zip(points[:-2], draws[:, :-2].T):
+        interval = percentile_interval(float(point), drawn, level)
+        cells += [interval.value, interval.low, interval.high]
+    return dict(zip(columns, cells))

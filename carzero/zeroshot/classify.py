@@ -22,6 +22,7 @@ from carzero.models.text import clean_text
 from carzero.ops import backends
 from carzero.prompts.sets import PromptSet
 from carzero.zeroshot.graphs import GraphedBatches, choose_graph
+from carzero.zeroshot.guard import Verdict
 from carzero.zeroshot.reading import choose_workers, read_batches
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class ZeroShotClassifier:
 
     Attributes:
         failures: DataFrame with the columns ``image`` and ``reason``: what the last `predict` could not score.
+        verdicts: DataFrame with a row for each image that the last `predict` scored: ``image``, ``frontal`` (it looks
+            like an upright frontal chest radiograph), ``score`` (log-odds above the guard's threshold) and ``looks``
+            (what it looks like instead), see `carzero.zeroshot.guard`.
         warnings: sentences on images that the last `predict` scored but that look odd.
         choices: device, dtype, backend, workers and graph of the last `predict`, each with its reason.
     """
@@ -122,6 +126,7 @@ class ZeroShotClassifier:
         self.processor = ImageProcessor(self.model.config.image.image_size)
         self.choices = self._choose(0)
         self.failures = _table_of_failures([])
+        self.verdicts = _table_of_verdicts([])
         self.warnings: list[str] = []
         self._bank: TextBank | None = None
         self._graphed = GraphedBatches(self._similarity, batch_size)
@@ -151,6 +156,7 @@ class ZeroShotClassifier:
         failed: list[tuple[int, str]] = []
         self.warnings = []
         rows: list[int] = []
+        verdicts: list[tuple[str, Verdict]] = []
         scores: list[torch.Tensor] = []
         if progress:
             progress(0, len(sources))
@@ -166,11 +172,14 @@ class ZeroShotClassifier:
             if batch.indices:
                 part = self.score(batch.pixels)
                 finite = part.isfinite().all(1)
-                rows += [index for index, good in zip(batch.indices, finite.tolist()) if good]
+                kept = [(i, v) for i, v, good in zip(batch.indices, batch.verdicts, finite.tolist()) if good]
+                rows += [index for index, _ in kept]
+                verdicts += [(names[index], verdict) for index, verdict in kept]
                 scores.append(part[finite])
                 bad.update(
                     {i: "has scores that are not finite" for i, g in zip(batch.indices, finite.tolist()) if not g}
                 )
+                self.warnings += [v.sentence(names[index]) for index, v in kept if not v.frontal]
             self.warnings += batch.warnings
             if bad and strict:
                 index = min(bad)
@@ -179,6 +188,7 @@ class ZeroShotClassifier:
             if progress:
                 progress(len(rows) + len(failed), len(sources))
         self.failures = _table_of_failures([(names[index], reason) for index, reason in failed])
+        self.verdicts = _table_of_verdicts(verdicts)
         values = torch.cat(scores).numpy() if scores else torch.empty(0, len(self.prompts)).numpy()
         table = pd.DataFrame(values, columns=list(self.prompts.classes))
         table.insert(0, "image", pd.Series([names[index] for index in rows], dtype=str))
@@ -279,3 +289,13 @@ def _named(images: Images) -> tuple[list[str], list[ImageSource]]:
 
 def _table_of_failures(rows: list[tuple[str, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["image", "reason"], dtype=str)
+
+
+def _table_of_verdicts(rows: list[tuple[str, Verdict]]) -> pd.DataFrame:
+    columns = {
+        "image": pd.Series([name for name, _ in rows], dtype=str),
+        "frontal": pd.Series([verdict.frontal for _, verdict in rows], dtype=bool),
+        "score": pd.Series([verdict.score for _, verdict in rows], dtype=float),
+        "looks": pd.Series([verdict.looks for _, verdict in rows], dtype=str),
+    }
+    return pd.DataFrame(columns)

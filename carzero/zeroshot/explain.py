@@ -203,7 +203,7 @@ class Explainer:
         model, queries = self.model, self.bank.encoded.query
         grey = self.processor.read(image)
         with model.evaluating():
-            images = model.encode_images(self.processor(grey).unsqueeze(0))
+            images = model.encode_images(self.processor.prepare(grey).unsqueeze(0))
             logits = model.similarity(images, self.bank)[0]
             if self.heads is None:
                 maps = model.decoder(images.memory, queries, row_count=images.row_count, return_attention=True)[1]

@@ -27,15 +27,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--classes", metavar="A,B", help='findings, separated by commas, asked as "There is A"')
     parser.add_argument("--weights", required=True, help="model folder, hub id, or published .ckpt file")
     parser.add_argument("--tokenizer", help="tokenizer folder or hub id; a published .ckpt needs one")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for pictures (one per image and class) and tables")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for pictures (one per image and class) and tables"
+    )
     parser.add_argument("--layers", metavar="0,1", help="decoder layers to average (default: all, as published)")
     parser.add_argument("--heads", metavar="0,1", help="attention heads to average (default: all, as published)")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, metavar="T", help="of regions.csv, a share of the maximum (default: 0.5)"
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="T",
+        help="of regions.csv, a share of the maximum (default: 0.5)",
     )
     parser.add_argument("--patches", action="store_true", help="show patches as they are, not smoothed")
     parser.add_argument("--words", action="store_true", help="write words.csv: which words each image attended to")
-    parser.add_argument("--boxes", metavar="FILE", help="hand-drawn boxes (.csv or ChestX-Det10's .json) to score against")
+    parser.add_argument(
+        "--boxes", metavar="FILE", help="hand-drawn boxes (.csv or ChestX-Det10's .json) to score against"
+    )
     parser.add_argument(
         "--box-size", metavar="WxH", help="size of the images that the boxes were drawn on, such as 1024x1024"
     )
@@ -152,7 +160,9 @@ class _Tables:
         if unknown:
             print(f"carzero explain: boxes without a class of their name: {', '.join(unknown)}.", file=sys.stderr)
         if self.outside:
-            print(f"carzero explain: {self.outside} maps have boxes outside their image; see --box-size.", file=sys.stderr)
+            print(
+                f"carzero explain: {self.outside} maps have boxes outside their image; see --box-size.", file=sys.stderr
+            )
         if not self.scored:
             raise UserError(
                 "No image has a box of one of these classes: images are joined by file name without ending, findings "
@@ -163,9 +173,7 @@ class _Tables:
             if lacking:
                 raise UserError(f"--patients has no row for {len(lacking)} images with boxes, the first: {lacking[0]}.")
         groups = [image_key(image) if patients is None else patients[image_key(image)] for image, _, _ in self.scored]
-        rows = [
-            (image, name, s.hit, s.chance, s.inside, *s.iou, *s.dice) for image, name, s in self.scored
-        ]
+        rows = [(image, name, s.hit, s.chance, s.inside, *s.iou, *s.dice) for image, name, s in self.scored]
         names = [f"{kind} {t:g}" for kind in ("iou", "dice") for t in THRESHOLDS]
         _write(pd.DataFrame(rows, columns=["image", "finding", "hit", "chance", "inside", *names]), out / "maps.csv")
         table = grounding_table([name for _, name, _ in self.scored], [s for _, _, s in self.scored], groups)

@@ -118,8 +118,8 @@ def statistics(grey: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The 42 figures that the guard judges by, float64.
 
     Of the image at 64 x 64, its middle spread from its 5th to its 95th percentile: 32 means of an 8 x 8 grid averaged
-    with its mirror image, less their mean (lungs dark beside a bright middle, a bright belly below); the logarithms of 4
-    differences between left and right, from top to bottom; of the contrast at 4 scales; of the ratio of vertical to
+    with its mirror image, less their mean (lungs dark beside a bright middle, a bright belly below); the logarithms of
+    4 differences between left and right, from top to bottom; of the contrast at 4 scales; of the ratio of vertical to
     horizontal edges; and the correlation with the mirror image.
     """
     small = shrink(grey).astype(np.float32)

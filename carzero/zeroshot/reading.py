@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from carzero.data.decode import ImageError
 from carzero.data.workers import forkable_opencv, start_reader
 from carzero.errors import UserError
+from carzero.zeroshot.guard import FrontalGuard, Verdict
 
 if TYPE_CHECKING:
     from carzero.data.decode import ImageSource
@@ -27,12 +29,14 @@ class ReadBatch:
     Args:
         indices: positions of the read images in the whole list, in order.
         pixels: float32 [len(indices), 3, size, size].
+        verdicts: of the guard, one for each of `indices`.
         failures: position -> reason.
         warnings: sentences about images that were read but look odd.
     """
 
     indices: list[int]
     pixels: torch.Tensor
+    verdicts: list[Verdict] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -73,7 +77,7 @@ def read_batches(
             batches = iter(loader)
         for batch in batches:
             done += len(batch.indices) + len(batch.failures)
-            yield ReadBatch(batch.indices, batch.pixels.pin_memory(), batch.failures, batch.warnings) if pin else batch
+            yield dataclasses.replace(batch, pixels=batch.pixels.pin_memory()) if pin else batch
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -87,6 +91,7 @@ def read_batches(
 class _Read:
     index: int
     pixels: torch.Tensor | None
+    verdict: Verdict | None
     reason: str
     warnings: list[str]
 
@@ -99,17 +104,20 @@ class _Images(Dataset[_Read]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> _Read:
-        pixels, reason = None, ""
+        pixels, verdict, reason = None, None, ""
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", UserWarning)
             try:
-                pixels = self.processor(self.images[index])
+                grey = self.processor.read(self.images[index])
+                pixels = self.processor.prepare(grey)
             except ImageError as error:
                 reason = error.reason
             except Exception as error:
                 # One image must not end a run of thousands; the kind of error is kept, its text may quote a header.
                 reason = f"cannot be read ({type(error).__name__})"
-        return _Read(index, pixels, reason, [str(w.message) for w in heard if w.category is UserWarning])
+        if pixels is not None:
+            verdict = FrontalGuard.load()(grey)
+        return _Read(index, pixels, verdict, reason, [str(w.message) for w in heard if w.category is UserWarning])
 
 
 def _collate(items: list[_Read]) -> ReadBatch:
@@ -117,6 +125,7 @@ def _collate(items: list[_Read]) -> ReadBatch:
     return ReadBatch(
         [index for index, _ in read],
         torch.stack([pixels for _, pixels in read]) if read else torch.empty(0),
+        [item.verdict for item in items if item.verdict is not None],
         {item.index: item.reason for item in items if item.pixels is None},
         [sentence for item in items for sentence in item.warnings],
     )

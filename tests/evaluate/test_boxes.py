@@ -19,7 +19,8 @@ def write(tmp_path, name, text):
 def test_chestxdet10(tmp_path):
     entries = [
         {"file_name": "36199.png", "syms": [], "boxes": []},
-        {"file_name": "36302.png", "syms": ["Effusion", "Mass", "Effusion"], "boxes": [[1, 2, 3, 4], [5, 6, 9, 9], [0, 0, 1, 1]]},
+        {"file_name": "36302.png", "syms": ["Effusion", "Mass", "Effusion"],
+         "boxes": [[1, 2, 3, 4], [5, 6, 9, 9], [0, 0, 1, 1]]},
     ]  # fmt: skip
     boxes = read_boxes(write(tmp_path, "test.json", json.dumps(entries)))
     assert len(boxes) == 3
@@ -36,7 +37,9 @@ def test_nih_official_header_and_scale(tmp_path):
     assert boxes.of("00013118_008.jpg", "Infiltration", 256, 512) == ((56.25, 273.75, 81.25, 298.75),)
 
 
-@pytest.mark.parametrize("header", ["image,finding,x0,y0,x1,y1", "File_Name, Class ,xmin,ymin,xmax,ymax", "label,path,x,y,width,height"])
+@pytest.mark.parametrize(
+    "header", ["image,finding,x0,y0,x1,y1", "File_Name, Class ,xmin,ymin,xmax,ymax", "label,path,x,y,width,height"]
+)
 def test_any_csv(tmp_path, header):
     sizes = header.endswith("height")
     row = "Pleural_Thickening,a/b.dcm,10,20,5,6" if sizes else "a/b.dcm,Pleural_Thickening,10,20,15,26"
@@ -65,7 +68,8 @@ MISTAKES = {
     "e.csv": ("image,finding,x0,y0,x1,y1\na,b,1,2,1,4\n", "line 2: a box needs x0 < x1 and y0 < y1, got 1, 2, 1, 4"),
     "f.csv": ("image,finding,x,y,w,h\na,b,1,2,nan,4\n", "line 2: a box needs x0 < x1"),
     "g.csv": ("image,finding,x,y,w,h\na,b,1,2,,4\n", "line 2: a box needs four numbers, got 1, 2, , 4"),
-    "h.csv": ("image,finding,x,y,w,h\na/x.png,b,1,2,3,4\nb/x.png,b,1,2,3,4\n", "line 3: 'b/x.png' and 'a/x.png' are one image"),
+    "h.csv": ("image,finding,x,y,w,h\na/x.png,b,1,2,3,4\nb/x.png,b,1,2,3,4\n",
+              "line 3: 'b/x.png' and 'a/x.png' are one image"),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from carzero.data.files import list_images
 from carzero.data.images import ImageProcessor
+from carzero.data.phantom import draw
 from carzero.errors import UserError
 from carzero.models.carzero import CARZero
 from carzero.models.config import CARZeroConfig
@@ -180,10 +181,24 @@ def test_scores_that_are_not_finite_are_failures(model, folder, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_odd_looking_images_are_scored_and_named(model, folder, workers):
     cv2.imwrite(str(folder / "1.png"), np.full((64, 64), 7, np.uint8))
-    classifier = ZeroShotClassifier(model, PROMPTS, workers=workers)
-    assert len(classifier.predict(folder)) == 7
-    assert len(classifier.warnings) == 1
-    assert "1.png is almost one flat grey" in classifier.warnings[0]
+    phantoms = [draw(i, size=96).image for i in range(3)]
+    for number, image in ((0, phantoms[0]), (2, phantoms[1]), (3, 255 - phantoms[2])):
+        cv2.imwrite(str(folder / f"{number}.png"), image)
+    (folder / "5.png").write_bytes(b"no image")
+    classifier = ZeroShotClassifier(model, PROMPTS, workers=workers, batch_size=2)
+    assert len(classifier.predict(folder)) == 6
+    verdicts = classifier.verdicts
+    assert verdicts["image"].tolist() == ["0.png", "1.png", "2.png", "3.png", "4.png", "6.png"]
+    assert verdicts["frontal"].tolist() == [True, False, True, False, False, False]
+    assert ((verdicts["score"] > 0) == ~verdicts["frontal"]).all()
+    assert verdicts["looks"].tolist()[3] == "inverted (bones dark)"
+    said = classifier.warnings
+    assert sum("1.png is almost one flat grey" in sentence for sentence in said) == 1
+    assert "3.png looks inverted (bones dark): its scores may mean nothing." in said
+    assert len(said) == 5, "one for each image that does not look frontal, and one for the flat grey"
+    classifier.predict([phantoms[0]])
+    assert classifier.warnings == []
+    assert classifier.verdicts["image"].tolist() == ["image 0"]
 
 
 def test_bfloat16_scores_stay_near_and_come_out_as_float32(model, folder):
