@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("carzero.demo.command", "draw radiographs, train a small model, classify, write a page"),
     "train": ("carzero.train.command", "train on image-report pairs listed in a manifest"),
     "classify": ("carzero.zeroshot.command", "score radiographs against prompts"),
+    "calibrate": ("carzero.zeroshot.calibrate_command", "give scores a reference set, and probabilities"),
     "explain": ("carzero.zeroshot.explain_command", "draw where the model looked for a finding"),
     "evaluate": ("carzero.assess.command", "measure scores against labels, or a model on a benchmark, with intervals"),
     "verify": ("carzero.assess.verify", "check that a model reaches the published figures of a benchmark"),

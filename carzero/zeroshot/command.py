@@ -25,6 +25,23 @@ LOGITS = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    configure_scoring(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.csv", help="table to write: a row an image")
+    parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
+    parser.add_argument(
+        "--add",
+        metavar="A,B",
+        default="",
+        help="more columns: quantile (of a class's score in the reference set), probability (calibrated), guard (what "
+        "an image that is no upright frontal chest radiograph looks like)",
+    )
+    parser.add_argument(
+        "--reference", metavar="FILE", help="scores.json of `carzero calibrate` (default: the one in the model's folder)"
+    )
+
+
+def configure_scoring(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that scores images."""
     parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="PNG, JPEG or DICOM files, or folders")
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
@@ -39,14 +56,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", required=True, help="model folder, hub id, or published .ckpt file")
     parser.add_argument("--tokenizer", help="tokenizer folder or hub id; a published .ckpt needs one")
-    parser.add_argument("--out", required=True, metavar="FILE.csv", help="table to write: a row an image")
     parser.add_argument(
         "--pool", choices=("mean", "max"), default="mean", help="of a class's several prompts (default: mean)"
     )
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: by cores)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where present)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,18 +83,36 @@ def run(args: argparse.Namespace) -> int:
 def _classify(args: argparse.Namespace) -> int:
     out = Path(args.out)
     _check_writable(out)
-    prompts = _prompts(args)
+    columns = _columns(args.add)
+    if args.reference is not None and not {"quantile", "probability"} & set(columns):
+        raise UserError("--reference is for --add quantile or --add probability, which was not asked for.")
+    prompts = read_prompts(args)
     from carzero.prompts.lint import lint
 
-    _warn(lint(prompts))
+    _warn("classify", lint(prompts))
     from carzero.data.files import list_images
 
     images = list_images(args.images)
+    classifier = make_classifier(args, prompts)
+    from carzero.zeroshot.columns import add_columns, find_reference
+
+    reference = None
+    if {"quantile", "probability"} & set(columns):
+        # before the work, so that a reference of other weights stops it
+        reference = find_reference(classifier, args.weights, args.reference)
+    scores = predict(classifier, images, strict=args.strict)
+    write_table(add_columns(scores, columns, classifier.verdicts, reference), out)
+    print(f"{out}: {len(scores)} images x {len(prompts)} classes. {LOGITS}")
+    return report(classifier, out, "classify")
+
+
+def make_classifier(args: argparse.Namespace, prompts: PromptSet) -> ZeroShotClassifier:
+    """The classifier that the options of `configure_scoring` ask for."""
     # the slow imports come after all that can be wrong without them
     from carzero.models.checkpoint import load
     from carzero.zeroshot.classify import ZeroShotClassifier
 
-    classifier = ZeroShotClassifier(
+    return ZeroShotClassifier(
         load(args.weights, tokenizer=args.tokenizer),
         prompts,
         pool=args.pool,
@@ -87,10 +120,15 @@ def _classify(args: argparse.Namespace) -> int:
         workers=args.workers,
         device=args.device,
     )
-    scores = _predict(classifier, images, args)
-    write_table(scores, out)
-    print(f"{out}: {len(scores)} images x {len(prompts)} classes. {LOGITS}")
-    return _report(classifier, out)
+
+
+def _columns(text: str) -> list[str]:
+    known = ("quantile", "probability", "guard")
+    columns = [part.strip() for part in text.split(",") if part.strip()]
+    for name in columns:
+        if name not in known:
+            raise UserError(f"--add knows {', '.join(known)}, not {name!r}.")
+    return columns
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
@@ -113,7 +151,7 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         raise
 
 
-def _prompts(args: argparse.Namespace) -> PromptSet:
+def read_prompts(args: argparse.Namespace) -> PromptSet:
     from carzero.prompts.sets import PromptSet, load_prompts
 
     if args.prompts is not None:
@@ -121,7 +159,8 @@ def _prompts(args: argparse.Namespace) -> PromptSet:
     return PromptSet.from_findings([name for name in args.classes.split(",") if name.strip()], args.template)
 
 
-def _predict(classifier: ZeroShotClassifier, images: list, args: argparse.Namespace) -> pd.DataFrame:
+def predict(classifier: ZeroShotClassifier, images: list, *, strict: bool = False) -> pd.DataFrame:
+    """The classifier's table, with its choices and a progress bar on stderr."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -145,12 +184,12 @@ def _predict(classifier: ZeroShotClassifier, images: list, args: argparse.Namesp
                     console.print(f"{name}: {str(value).removeprefix('torch.')} ({reason})", markup=False)
             bar.update(task, completed=done, total=total)
 
-        return classifier.predict(images, strict=args.strict, progress=progress)
+        return classifier.predict(images, strict=strict, progress=progress)
 
 
-def _report(classifier: ZeroShotClassifier, out: Path) -> int:
-    """Warnings and the table of failures on stderr, and beside the scores; returns the exit code."""
-    _warn(classifier.warnings)
+def report(classifier: ZeroShotClassifier, out: Path, command: str) -> int:
+    """Warnings and the table of failures on stderr, and beside the file written; returns the exit code."""
+    _warn(command, classifier.warnings)
     failures = _failures_path(out)
     if classifier.failures.empty:
         # of an earlier run into the same file
@@ -165,15 +204,15 @@ def _report(classifier: ZeroShotClassifier, out: Path) -> int:
     for name, reason in list(classifier.failures.itertuples(index=False))[:50]:
         table.add_row(Text(name, overflow="fold"), Text(reason))
     Console(stderr=True).print(table)
-    print(f"carzero classify: all failures are listed in {failures}.", file=sys.stderr)
+    print(f"carzero {command}: all failures are listed in {failures}.", file=sys.stderr)
     return 1
 
 
-def _warn(sentences: Sequence[str], most: int = 5) -> None:
+def _warn(command: str, sentences: Sequence[str], most: int = 5) -> None:
     for sentence in sentences[:most]:
-        print(f"carzero classify: warning: {sentence}", file=sys.stderr)
+        print(f"carzero {command}: warning: {sentence}", file=sys.stderr)
     if len(sentences) > most:
-        print(f"carzero classify: {len(sentences) - most} more such warnings.", file=sys.stderr)
+        print(f"carzero {command}: {len(sentences) - most} more such warnings.", file=sys.stderr)
 
 
 def _failures_path(out: Path) -> Path:
