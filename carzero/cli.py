@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("carzero.assess.command", "measure scores against labels, or a model on a benchmark, with intervals"),
     "verify": ("carzero.assess.verify", "check that a model reaches the published figures of a benchmark"),
     "align-prompts": ("carzero.prompts.command", "rewrite reports as standard sentences, by rules or a language model"),
+    "retrieve": ("carzero.zeroshot.retrieve_command", "rank reports for images and images for reports"),
     "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
 }
 

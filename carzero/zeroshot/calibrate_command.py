@@ -1,11 +1,14 @@
-"""``carzero calibrate``: how scores lie in a reference set and, where labels are given, what they mean as probabilities."""
+"""``carzero calibrate``: how scores lie in a reference set and, with labels, what they mean as probabilities."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from carzero.errors import UserError
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from carzero.zeroshot.calibration import Calibration
+    from carzero.zeroshot.classify import ZeroShotClassifier
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,34 +49,47 @@ def run(args: argparse.Namespace) -> int:
     images = list_images(args.images)
     classifier = make_classifier(args, prompts)
     table = predict(classifier, images)
-    calibrations = {} if args.labels is None else _calibrate(table, Path(args.labels), args.method)
+    calibrations = {} if args.labels is None else _calibrate(classifier, table, args)
     ScoreReference.of(classifier, table, calibrations).save(out)
     print(f"{out}: reference of {len(table)} images x {len(prompts)} classes, {len(calibrations)} calibrated.")
     for name, one in calibrations.items():
         print(
-            f"  {name}: {one.positives} of {one.n} images, {one.units} patients; on patients not fitted on: Brier score "
-            f"{one.brier:.3f} ({one.brier_constant:.3f} for a constant), calibration error {one.error:.3f}"
+            f"  {name}: {one.positives} of {one.n} images, {one.units} patients; on patients not fitted on: Brier "
+            f"score {one.brier:.3f} ({one.brier_constant:.3f} for a constant), calibration error {one.error:.3f}"
         )
         if one.brier >= one.brier_constant:
             print(f"carzero calibrate: warning: {name}: no better than a constant probability.", file=sys.stderr)
     return report(classifier, out, "calibrate")
 
 
-def _calibrate(table: pd.DataFrame, path: Path, method: str) -> dict[str, Calibration]:
+def _calibrate(classifier: ZeroShotClassifier, table: pd.DataFrame, args: argparse.Namespace) -> dict[str, Calibration]:
     from carzero.evaluate.tables import Predictions, join, read_labels
     from carzero.zeroshot.calibration import fit_calibration
 
+    path = args.labels
     labels = read_labels(path)
+    # an image that could not be scored is in the table of failures; its label is nothing to complain of
+    unscored = {Path(name).name for name in classifier.failures["image"]}
+    kept = np.array([Path(name.replace("\\", "/")).name not in unscored for name in labels.images])
+    labels = dataclasses.replace(
+        labels,
+        images=[name for name, keep in zip(labels.images, kept) if keep],
+        table=labels.table[kept].reset_index(drop=True),
+        patient=None if labels.patient is None else labels.patient[kept],
+        study=None if labels.study is None else labels.study[kept],
+    )
     classes = tuple(name for name in table.columns if name != "image" and name in labels.table.columns)
     if not classes:
-        raise UserError(f"--labels {path} has no column of any of the classes; it has {', '.join(labels.table.columns)}.")
+        raise UserError(
+            f"--labels {path} has no column of any of the classes; it has {', '.join(labels.table.columns)}."
+        )
     scores = Predictions("the images given", table["image"].tolist(), classes, table[list(classes)].to_numpy(float))
     sample = join(scores, labels, classes=classes)
     fitted = {}
     for number, name in enumerate(sample.classes):
         try:
             fitted[name] = fit_calibration(
-                sample.scores[:, number], sample.labels[:, number], sample.patient, method=method, name=name  # type: ignore[arg-type]
+                sample.scores[:, number], sample.labels[:, number], sample.patient, method=args.method, name=name
             )
         except UserError as error:
             # one rare class does not keep the others from being calibrated

@@ -36,7 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "an image that is no upright frontal chest radiograph looks like)",
     )
     parser.add_argument(
-        "--reference", metavar="FILE", help="scores.json of `carzero calibrate` (default: the one in the model's folder)"
+        "--reference",
+        metavar="FILE",
+        help="scores.json of `carzero calibrate` (default: the one in the model's folder)",
     )
 
 
