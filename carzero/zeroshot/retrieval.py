@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -133,7 +133,7 @@ class Retriever:
         if k < 1:
             raise UserError(f"Retriever.rank: k must be at least 1, got {k}.")
         candidates, scores = self._candidates(direction)
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        best = scores.sort(stable=True, dim=1, descending=True).indices[:, :k]
         return Ranking(candidates.gather(1, best).cpu().numpy(), scores.gather(1, best).cpu().numpy())
 
     def _candidates(self, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -150,19 +150,19 @@ class Retriever:
         pairs = torch.stack((query, candidates) if forward else (candidates, query), -1).reshape(-1, 2)
         return candidates, self.pair_scores(pairs).view_as(candidates)
 
-    def ranks(self, direction: Direction, right: Callable[[int], Sequence[int]]) -> NDArray[np.float64]:
+    def ranks(self, direction: Direction, right: Mapping[int, Sequence[int]]) -> NDArray[np.float64]:
         """Rank of each query's best right candidate, from 1; infinite where the shortlist lost all of them.
 
         A wrong candidate of the same score counts as better, so equal scores for all earn nothing.
 
         Args:
             direction: as in `rank`.
-            right: query -> the numbers of its right candidates.
+            right: query -> the numbers of its right candidates; a query that is not there has none.
         """
         candidates, scores = (part.cpu().numpy() for part in self._candidates(direction))
         found = np.full(len(candidates), np.inf)
         for query, (numbers, values) in enumerate(zip(candidates, scores)):
-            is_right = np.isin(numbers, list(right(query)))
+            is_right = np.isin(numbers, list(right.get(query, ())))
             if is_right.any():
                 found[query] = 1 + np.count_nonzero(values[~is_right] >= values[is_right].max())
         return found

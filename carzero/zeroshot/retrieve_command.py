@@ -212,7 +212,7 @@ def _figures(retriever: Retriever, names: list[str], texts: Texts) -> None:
     for direction in get_args(Direction):
         known = right[direction]
         queries = sorted(known)
-        ranks = retriever.ranks(direction, lambda query, known=known: known.get(query, []))[queries]
+        ranks = retriever.ranks(direction, known)[queries]
         candidates = len(texts.texts) if direction == "image to text" else len(names)
         figures = retrieval_figures(ranks, candidates)
         # a text of several images goes with the first of them

@@ -75,7 +75,7 @@ def test_a_shortlist_takes_the_nearest_and_reranks_them(model, encoded, directio
         near = np.argsort(-cosine[query])[:5]
         assert set(ranking.index[query]) == set(near[np.argsort(-scores[query, near])[:3]])
     # ranks: of the text with the query's own number, among the shortlist
-    ranks = retriever.ranks(direction, lambda query: [query])
+    ranks = retriever.ranks(direction, {query: [query] for query in range(len(scores))})
     for query, rank in enumerate(ranks):
         near = np.argsort(-cosine[query])[:5]
         if query in near:
@@ -94,9 +94,9 @@ def test_ranks_by_hand(model, encoded, monkeypatch):
     monkeypatch.setattr(retriever, "similarity", lambda: scores)
     right = {0: [1], 1: [2], 2: [1, 3]}
     # one is better; equal scores count as better; of two right ones the best counts, and one equals it
-    assert retriever.ranks("image to text", right.__getitem__).tolist() == [2, 4, 2]
-    assert retriever.ranks("text to image", lambda text: [0]).tolist() == [1, 1, 3, 3]
-    assert np.isinf(retriever.ranks("image to text", lambda image: [])).all()
+    assert retriever.ranks("image to text", right).tolist() == [2, 4, 2]
+    assert retriever.ranks("text to image", {text: [0] for text in range(4)}).tolist() == [1, 1, 3, 3]
+    assert np.isinf(retriever.ranks("image to text", {})).all()
 
 
 def test_figures_by_hand():
