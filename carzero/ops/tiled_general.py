@@ -53,7 +53,8 @@ def pair_attention(memory: Tensor, queries: Tensor, params: Params, options: Opt
             maps: list[Tensor] = []
             t, mask = _start(queries[block.query], cast, options, block)
             reference.decode(t, kv, cast, part.row_count, mask, None, maps)
-            for l, found in enumerate(maps):
+            for l, every in enumerate(maps):
+                found = every.mean(1)
                 spread = reference.spread_rows(found.flatten(1, 2).unsqueeze(0), part.row_count, columns).squeeze(0)
                 block.put(out[l], spread.unflatten(1, (found.shape[1], *tokens)))
     return out

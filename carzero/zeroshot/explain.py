@@ -15,6 +15,7 @@ from carzero.data.geometry import ImageGeometry
 from carzero.data.images import ImageProcessor
 from carzero.errors import UserError
 from carzero.evaluate.boxes import Box
+from carzero.models.decoder import SimRDecoder
 from carzero.ops import pair_attention_heads
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class Explainer:
             if self.heads is None:
                 maps = model.decoder(images.memory, queries, row_count=images.row_count, return_attention=True)[1]
             else:
+                assert isinstance(model.decoder, SimRDecoder)
                 weights = model.decoder.weights()
                 every = pair_attention_heads(images.memory, queries, weights, row_count=images.row_count)
                 maps = every[:, self.heads].mean(1)

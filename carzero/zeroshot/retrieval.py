@@ -66,6 +66,11 @@ class Retriever:
     ) -> None:
         if shortlist is not None and shortlist < 1:
             raise UserError(f"Retriever: shortlist must be at least 1, or None for all, got {shortlist}.")
+        if shortlist is not None and model.config.similarity != "decoder":
+            raise UserError(
+                f"Retriever: a shortlist is reranked by the decoder, and this model has "
+                f"similarity={model.config.similarity!r}; score all pairs, without a shortlist."
+            )
         if not len(images) or not len(texts):
             raise UserError(f"Retriever: needs an image and a text, got {len(images)} and {len(texts)}.")
         self.model, self.images, self.texts = model, images, texts
@@ -75,7 +80,7 @@ class Retriever:
     @torch.no_grad()
     def cosine(self) -> Tensor:
         """float32 ``[I, T]``: cosine of the global vectors after the decoder's LayerNorm."""
-        norm = self.model.decoder.norm
+        norm = self.model.decoder.norm or torch.nn.Identity()
         images, texts = (F.normalize(norm(side.query).float(), dim=1) for side in (self.images, self.texts))
         return images @ texts.T
 

@@ -63,10 +63,15 @@ def attend_words(
         layers: decoder layers that are averaged; all if None, negative ones count from the last.
 
     Raises:
-        UserError: the model's memory has no word rows, or a layer does not exist.
+        UserError: the model has no decoder, its memory no word rows, or a layer does not exist.
         ImageError: the image cannot be read.
     """
     config = model.config.decoder
+    if model.config.similarity != "decoder":
+        raise UserError(
+            f"attend_words: maps are the decoder's attention, and this model has "
+            f"similarity={model.config.similarity!r}."
+        )
     if config.memory_rows == "global":
         raise UserError(
             "attend_words: this model's texts are one global vector (decoder.memory_rows='global'), so there are no "
