@@ -1,6 +1,6 @@
 """Whether an image looks like an upright frontal chest radiograph: a small model of hand-made statistics.
 
-It looks at the image alone, needs no weights, and takes about a millisecond. `benchmarks/fit_guard.py` fits its
+It looks at the image alone, needs no weights, and takes about two milliseconds. `benchmarks/fit_guard.py` fits its
 coefficients, in `frontal.json`, and measures it; docs/scores.md has the figures.
 """
 
