@@ -20,13 +20,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_call import Call, splits
-from .attention_table import Tiles, forward_tiles
+from .attention_lanes import kept_lanes
+from .attention_table import MAPS, forward_tiles
 from .attention_tiles import (
     LN2,
     LOG2E,
     add_weighed,
-    attention_word,
     biased,
+    draw,
     inner,
     load_rows,
     multipliers,
@@ -38,15 +39,15 @@ from .attention_tiles import (
 from .philox import Dropout
 
 #: Sizes that change from call to call: no kernel is compiled again for one that 16 divides.
-SIZES = ["queries", "rows", "threshold", "layer", "direction", "columns"]
+SIZES = ["queries", "rows", "threshold", "layer", "direction"]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_whole(
-    q, k, v, count, out, lse, seed, memory_index, query_index, queries, rows, q_memory, kv_memory, count_memory,
-    index_memory, factor, threshold, keep_scale, layer, direction, columns,
+    q, k, v, count, out, lse, lanes, seed, memory_index, query_index, queries, rows, q_memory, kv_memory, count_memory,
+    index_memory, factor, threshold, keep_scale, layer, direction,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, WIDTHS: tl.constexpr, Q_ROW: tl.constexpr, KV_ROW: tl.constexpr,
-    QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, DROPOUT: tl.constexpr,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, DROPOUT: tl.constexpr, AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(m * HEADS, splits)``: a program owns a (memory, head) and every splits-th tile of its queries."""
@@ -60,6 +61,11 @@ def forward_whole(
     lse += at.to(tl.int64) * queries
     if COUNT:
         count += m * count_memory
+    if DROPOUT:
+        memory_index += m
+        query_index += m * index_memory
+        if AHEAD:
+            lanes += at.to(tl.int64) * queries * rows
     there = present(count, 0, rows, ROWS, COUNT)
     keys = load_rows(k, there, KV_ROW, ROWS, WIDTHS, WIDTH)
     values = load_rows(v, there, KV_ROW, ROWS, WIDTHS, WIDTH)
@@ -67,6 +73,11 @@ def forward_whole(
         row = start + tl.arange(0, QUERIES)
         live = row < queries
         x = load_rows(q + tl.cast(start, tl.int64) * Q_ROW, live, Q_ROW, QUERIES, WIDTHS, WIDTH)
+        if DROPOUT:
+            drawn = draw(
+                lanes, seed, memory_index, query_index, start, live, 0, rows, layer, direction, h, threshold, QUERIES,
+                ROWS, AHEAD,
+            )  # fmt: skip
         scores = biased(inner(x, keys, QUERIES, ROWS, PRECISION), factor, count, 0, rows, ROWS, COUNT)
         top = tl.max(scores, 1)
         # no row at all: exp2(-inf - 0) = 0
@@ -74,27 +85,26 @@ def forward_whole(
         weights = tl.exp2(scores - top[:, None])
         total = tl.sum(weights, 1)
         # compared with 0, so that NaN stays NaN
-        tl.store(lse + row, tl.where(total == 0.0, float("inf"), (top + tl.log2(total)) * LN2), mask=live)
+        none = total == 0.0
+        total = tl.where(none, 1.0, total)
+        tl.store(lse + row, tl.where(none, float("inf"), (top + tl.log2(total)) * LN2), mask=live)
         if DROPOUT:
-            query = tl.load(query_index + m * index_memory + row, mask=live, other=0)
-            weights *= multipliers(
-                count, 0, rows, tl.load(seed), attention_word(layer, direction, h), tl.load(memory_index + m), query,
-                columns, threshold, keep_scale, QUERIES, ROWS, COUNT,
-            )  # fmt: skip
+            weights *= multipliers(drawn, count, 0, rows, keep_scale, QUERIES, ROWS, COUNT, AHEAD)
         weights = weights.to(q.dtype.element_ty)
-        inverse = tl.where(total == 0.0, 0.0, 1.0 / total)[:, None]
+        inverse = tl.where(none, 0.0, 1.0 / total)[:, None]
         result = add_weighed(zeros(QUERIES, WIDTHS, False), weights, values, PRECISION)
         store_rows(
-            out + tl.cast(start, tl.int64) * (HEADS * WIDTH), live, result, inverse, HEADS * WIDTH, QUERIES, WIDTHS, WIDTH
+            out + tl.cast(start, tl.int64) * (HEADS * WIDTH), live, result, inverse, HEADS * WIDTH, QUERIES, WIDTHS,
+            WIDTH,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_online(
-    q, k, v, count, out, lse, seed, memory_index, query_index, queries, rows, q_memory, kv_memory, count_memory,
-    index_memory, factor, threshold, keep_scale, layer, direction, columns,
+    q, k, v, count, out, lse, lanes, seed, memory_index, query_index, queries, rows, q_memory, kv_memory, count_memory,
+    index_memory, factor, threshold, keep_scale, layer, direction,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, WIDTHS: tl.constexpr, Q_ROW: tl.constexpr, KV_ROW: tl.constexpr,
-    QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, DROPOUT: tl.constexpr,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, DROPOUT: tl.constexpr, AHEAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(m * HEADS, tiles of queries)``: a program owns a tile of queries and streams the memory's rows."""
@@ -109,10 +119,10 @@ def forward_online(
     if COUNT:
         count += m * count_memory
     if DROPOUT:
-        query = tl.load(query_index + m * index_memory + row, mask=live, other=0)
-        memory = tl.load(memory_index + m)
-        key = tl.load(seed)
-        word = attention_word(layer, direction, h)
+        memory_index += m
+        query_index += m * index_memory
+        if AHEAD:
+            lanes += at.to(tl.int64) * queries * rows
     x = load_rows(
         q + m * q_memory + h * WIDTH + tl.cast(start, tl.int64) * Q_ROW, live, Q_ROW, QUERIES, WIDTHS, WIDTH
     )  # fmt: skip
@@ -122,6 +132,11 @@ def forward_online(
     for first in tl.range(0, rows, ROWS):
         there = present(count, first, rows, ROWS, COUNT)
         keys = load_rows(k + tl.cast(first, tl.int64) * KV_ROW, there, KV_ROW, ROWS, WIDTHS, WIDTH)
+        if DROPOUT:
+            drawn = draw(
+                lanes, seed, memory_index, query_index, start, live, first, rows, layer, direction, h, threshold,
+                QUERIES, ROWS, AHEAD,
+            )  # fmt: skip
         scores = biased(inner(x, keys, QUERIES, ROWS, PRECISION), factor, count, first, rows, ROWS, COUNT)
         higher = tl.maximum(top, tl.max(scores, 1))
         safe = tl.where(higher == float("-inf"), 0.0, higher)
@@ -130,14 +145,14 @@ def forward_online(
         total = total * shrink + tl.sum(weights, 1)
         top = higher
         if DROPOUT:
-            weights *= multipliers(
-                count, first, rows, key, word, memory, query, columns, threshold, keep_scale, QUERIES, ROWS, COUNT
-            )
+            weights *= multipliers(drawn, count, first, rows, keep_scale, QUERIES, ROWS, COUNT, AHEAD)
         values = load_rows(v + tl.cast(first, tl.int64) * KV_ROW, there, KV_ROW, ROWS, WIDTHS, WIDTH)
         result = add_weighed(scaled(result, shrink[:, None]), weights.to(q.dtype.element_ty), values, PRECISION)
-    sums = tl.where(total == 0.0, float("inf"), (top + tl.log2(total)) * LN2)
+    none = total == 0.0
+    total = tl.where(none, 1.0, total)
+    sums = tl.where(none, float("inf"), (top + tl.log2(total)) * LN2)
     tl.store(lse + at.to(tl.int64) * queries + row, sums, mask=live)
-    inverse = tl.where(total == 0.0, 0.0, 1.0 / total)[:, None]
+    inverse = tl.where(none, 0.0, 1.0 / total)[:, None]
     store_rows(
         out + (m * queries + start) * (HEADS * WIDTH) + h * WIDTH, live, result, inverse, HEADS * WIDTH, QUERIES,
         WIDTHS, WIDTH,
@@ -207,17 +222,18 @@ def attention_forward(
     m, queries, rows = call.shape
     out = q.new_empty(m, queries, q.shape[-1]) if out is None else out
     lse = q.new_empty(m, heads, queries, dtype=torch.float32) if lse is None else lse
+    call.check_contiguous(out=out, lse=lse, **({} if maps is None else {"maps": maps}))
     if m == 0 or queries == 0:
         return out
-    tiles = forward_tiles(call.target, q.dtype, call.width, rows)
+    tiles = forward_tiles(call.target, q.dtype, call.width, rows, count=count is not None)
     steps = triton.cdiv(queries, tiles.queries)
     kernel = forward_whole if tiles.whole else forward_online
     kernel[(m * heads, splits(q.device, m * heads, steps) if tiles.whole else steps)](
-        q, k, v, count, out, lse, *call.sizes(), **call.constants(tiles), DROPOUT=dropout is not None,
+        q, k, v, count, out, lse, kept_lanes(call), *call.sizes(), **call.constants(tiles), **call.drops(),
         **tiles.options(),
     )  # fmt: skip
     if maps is not None:
-        tiles = Tiles(64, 64, 4, 1)
+        tiles = MAPS
         average_maps[(m, triton.cdiv(queries, tiles.queries), triton.cdiv(rows, tiles.rows))](
             q, k, count, lse, maps, queries, rows, call.q_memory, k.stride(0), call.count_memory, call.factor,
             **call.constants(tiles), **tiles.options(),

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from .attention import SIZES
 from .attention_call import Call
+from .attention_lanes import kept_lanes
 from .attention_table import backward_tiles
 from .attention_tiles import (
     LOG2E,
     add_columns,
     add_transposed,
     add_weighed,
-    attention_word,
     biased,
+    draw,
     inner,
     load_rows,
     multipliers,
@@ -38,11 +39,11 @@ from .philox import Dropout
 
 @triton.jit(do_not_specialize=SIZES)
 def backward_rows(
-    do, q, k, v, count, lse, delta, d_q, d_k, d_v, seed, memory_index, query_index, queries, rows, q_memory, kv_memory,
-    count_memory, index_memory, factor, threshold, keep_scale, layer, direction, columns, scale, d_kv_memory,
+    do, q, k, v, count, lse, delta, d_q, d_k, d_v, lanes, seed, memory_index, query_index, queries, rows, q_memory,
+    kv_memory, count_memory, index_memory, factor, threshold, keep_scale, layer, direction, scale, d_kv_memory,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, WIDTHS: tl.constexpr, Q_ROW: tl.constexpr, KV_ROW: tl.constexpr,
     D_KV_ROW: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, DROPOUT: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    AHEAD: tl.constexpr, WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(m * HEADS, tiles of rows)``: a program owns a tile of keys and values and streams the queries.
 
@@ -64,10 +65,10 @@ def backward_rows(
     lse += at.to(tl.int64) * queries
     delta += at.to(tl.int64) * queries
     if DROPOUT:
+        memory_index += m
         query_index += m * index_memory
-        memory = tl.load(memory_index + m)
-        key = tl.load(seed)
-        word = attention_word(layer, direction, h)
+        if AHEAD:
+            lanes += at.to(tl.int64) * queries * rows
     dk = zeros(ROWS, WIDTHS, True)
     dv = zeros(ROWS, WIDTHS, True)
     for start in tl.range(0, queries, QUERIES):
@@ -76,16 +77,18 @@ def backward_rows(
         x = load_rows(q + tl.cast(start, tl.int64) * Q_ROW, live, Q_ROW, QUERIES, WIDTHS, WIDTH)
         skip = tl.cast(start, tl.int64) * (HEADS * WIDTH)
         grad = load_rows(do + skip, live, HEADS * WIDTH, QUERIES, WIDTHS, WIDTH)
+        if DROPOUT:
+            drawn = draw(
+                lanes, seed, memory_index, query_index, start, live, first, rows, layer, direction, h, threshold,
+                QUERIES, ROWS, AHEAD,
+            )  # fmt: skip
         scores = biased(inner(x, keys, QUERIES, ROWS, PRECISION), factor, count, first, rows, ROWS, COUNT)
         sums = tl.load(lse + row, mask=live, other=float("inf"))
         weights = tl.exp2(scores - (sums * LOG2E)[:, None])
         da = inner(grad, values, QUERIES, ROWS, PRECISION)
         used = weights
         if DROPOUT:
-            query = tl.load(query_index + row, mask=live, other=0)
-            kept = multipliers(
-                count, first, rows, key, word, memory, query, columns, threshold, keep_scale, QUERIES, ROWS, COUNT
-            )
+            kept = multipliers(drawn, count, first, rows, keep_scale, QUERIES, ROWS, COUNT, AHEAD)
             used = weights * kept
             da *= kept
         if WHOLE:
@@ -106,10 +109,11 @@ def backward_rows(
 
 @triton.jit(do_not_specialize=SIZES)
 def backward_queries(
-    do, q, k, v, count, out, lse, delta, d_q, seed, memory_index, query_index, queries, rows, q_memory, kv_memory,
-    count_memory, index_memory, factor, threshold, keep_scale, layer, direction, columns, scale,
+    do, q, k, v, count, out, lse, delta, d_q, lanes, seed, memory_index, query_index, queries, rows, q_memory,
+    kv_memory, count_memory, index_memory, factor, threshold, keep_scale, layer, direction, scale,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, WIDTHS: tl.constexpr, Q_ROW: tl.constexpr, KV_ROW: tl.constexpr,
-    QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, DROPOUT: tl.constexpr, AHEAD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid ``(m * HEADS, tiles of queries)``: a program owns a tile of d_q; writes delta for `backward_rows`."""
     at = tl.program_id(0)
@@ -134,23 +138,26 @@ def backward_queries(
         q + m * q_memory + h * WIDTH + tl.cast(start, tl.int64) * Q_ROW, live, Q_ROW, QUERIES, WIDTHS, WIDTH
     )  # fmt: skip
     if DROPOUT:
-        query = tl.load(query_index + m * index_memory + row, mask=live, other=0)
-        memory = tl.load(memory_index + m)
-        key = tl.load(seed)
-        word = attention_word(layer, direction, h)
+        memory_index += m
+        query_index += m * index_memory
+        if AHEAD:
+            lanes += at.to(tl.int64) * queries * rows
     dq = zeros(QUERIES, WIDTHS, False)
     for first in tl.range(0, rows, ROWS):
         there = present(count, first, rows, ROWS, COUNT)
         at_row = tl.cast(first, tl.int64) * KV_ROW
         keys = load_rows(k + at_row, there, KV_ROW, ROWS, WIDTHS, WIDTH)
         values = load_rows(v + at_row, there, KV_ROW, ROWS, WIDTHS, WIDTH)
+        if DROPOUT:
+            drawn = draw(
+                lanes, seed, memory_index, query_index, start, live, first, rows, layer, direction, h, threshold,
+                QUERIES, ROWS, AHEAD,
+            )  # fmt: skip
         scores = biased(inner(x, keys, QUERIES, ROWS, PRECISION), factor, count, first, rows, ROWS, COUNT)
         weights = tl.exp2(scores - sums[:, None])
         da = inner(grad, values, QUERIES, ROWS, PRECISION)
         if DROPOUT:
-            da *= multipliers(
-                count, first, rows, key, word, memory, query, columns, threshold, keep_scale, QUERIES, ROWS, COUNT
-            )
+            da *= multipliers(drawn, count, first, rows, keep_scale, QUERIES, ROWS, COUNT, AHEAD)
         dq = add_weighed(dq, (weights * (da - less[:, None])).to(q.dtype.element_ty), keys, PRECISION)
     store_rows(d_q + skip, live, dq, scale, HEADS * WIDTH, QUERIES, WIDTHS, WIDTH)
 
@@ -187,17 +194,18 @@ def attention_backward(
     m, queries, rows = call.shape
     if m == 0 or queries == 0:
         return
-    tiles = backward_tiles(call.target, q.dtype, call.width, rows)
+    tiles = backward_tiles(call.target, q.dtype, call.width, rows, count=count is not None)
     delta = torch.empty_like(lse)
-    random = dropout is not None
+    lanes = kept_lanes(call)
     if tiles.queries is not None:
         part = tiles.queries
         backward_queries[(m * heads, triton.cdiv(queries, part.queries))](
-            do, q, k, v, count, out, lse, delta, d_q, *call.sizes(), scale, **call.constants(part), DROPOUT=random,
-            **part.options(),
+            do, q, k, v, count, out, lse, delta, d_q, lanes, *call.sizes(), scale, **call.constants(part),
+            **call.drops(), **part.options(),
         )  # fmt: skip
     part = tiles.rows
     backward_rows[(m * heads, triton.cdiv(rows, part.rows))](
-        do, q, k, v, count, lse, delta, d_q, d_k, d_v, *call.sizes(), scale, d_k.stride(0), **call.constants(part),
-        D_KV_ROW=d_k.stride(1), DROPOUT=random, WHOLE=tiles.queries is None, **part.options(),
+        do, q, k, v, count, lse, delta, d_q, d_k, d_v, lanes, *call.sizes(), scale, d_k.stride(0),
+        **call.constants(part), **call.drops(), D_KV_ROW=d_k.stride(1), WHOLE=tiles.queries is None,
+        **part.options(),
     )  # fmt: skip

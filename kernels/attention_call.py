@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention_table import Tiles, precision, target
+from .attention_table import Tiles, draws_ahead, precision, target
 from .attention_tiles import LOG2E, widths
 from .philox import Dropout
 
@@ -49,6 +49,8 @@ class Call:
             )
         call = cls(name, q, k, heads, scale, None if count is None else count.contiguous(), dropout)
         call.check_strides(k=k, v=v)
+        if dropout is not None and not dropout.query_index.stride(-1) == dropout.memory_index.stride(-1) == 1:
+            raise ValueError(f"{name}: memory_index and query_index must have contiguous entries.")
         if q.stride(-1) != 1:
             raise ValueError(f"{name}: the last dimension of q must be contiguous, got strides {q.stride()}.")
         return call
@@ -100,19 +102,31 @@ class Call:
     def count_memory(self) -> int:
         return 0 if self.count is None else self.count.stride(0)
 
+    @property
+    def ahead(self) -> bool:
+        """Whether what dropout keeps is drawn by a kernel of its own."""
+        return self.dropout is not None and draws_ahead(self.target, self.count is not None)
+
+    @property
+    def index_memory(self) -> int:
+        """Elements from a memory's query indices to the next one's; 0 where they are shared."""
+        d = self.dropout
+        return 0 if d is None or d.query_index.shape[0] == 1 else d.query_index.stride(0)
+
     def sizes(self) -> tuple[Any, ...]:
-        """Arguments of a kernel from `seed` to `columns`."""
+        """Arguments of a kernel from `seed` to `direction`."""
         d, (_, queries, rows) = self.dropout, self.shape
         strides = (self.q_memory, self.k.stride(0), self.count_memory)
         if d is None:
-            return None, None, None, queries, rows, *strides, 0, self.factor, 0, 0.0, 0, 0, 0
-        if not d.query_index.stride(-1) == d.memory_index.stride(-1) == 1:
-            raise ValueError(f"{self.name}: memory_index and query_index must have contiguous entries.")
-        per_memory = 0 if d.query_index.shape[0] == 1 else d.query_index.stride(0)
+            return None, None, None, queries, rows, *strides, 0, self.factor, 0, 0.0, 0, 0
         return (
-            d.seed, d.memory_index, d.query_index, queries, rows, *strides, per_memory, self.factor, d.threshold,
-            d.scale, d.layer, d.direction, d.columns,
+            d.seed, d.memory_index, d.query_index, queries, rows, *strides, self.index_memory,
+            self.factor, d.threshold, d.scale, d.layer, d.direction,
         )  # fmt: skip
+
+    def drops(self) -> dict[str, bool]:
+        """The rest of it: whether something is dropped, and drawn where."""
+        return {"DROPOUT": self.dropout is not None, "AHEAD": self.ahead}
 
     def constants(self, tiles: Tiles) -> dict[str, Any]:
         """What a kernel is compiled for."""
@@ -124,7 +138,7 @@ class Call:
 
 
 def splits(device: torch.device, programs: int, steps: int) -> int:
-    """Programs that share a (memory, head)'s tiles of queries: as many as give each multiprocessor two, at most one a tile."""
+    """Programs that share the tiles of a (memory, head): until each multiprocessor has two, at most one a tile."""
     if device.type != "cuda":
         return min(steps, 2)
     wanted = 2 * torch.cuda.get_device_properties(device).multi_processor_count

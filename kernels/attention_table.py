@@ -1,7 +1,8 @@
-"""Tiles of the attention kernels: by device, dtype, head width and rows; the committed choice.
+"""Tiles of the attention kernels by device, operand width and rows of a memory: the committed choice.
 
-Chosen from ahead-of-time compilation (`python -m carzero.kernels.aot`): no spills, shared memory within the device's
-limit, as many queries a tile as that leaves. Times on a GPU have not been measured yet.
+Source: ahead-of-time compilation at the published head width of 192, `python -m carzero.kernels.aot --all --table`:
+no spills and shared memory within the device's limit; among those, as many queries a tile as that leaves, and whole
+rows where they fit. No choice has been measured on a GPU yet.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from typing import NamedTuple
 
 import torch
 import triton
+
+#: In place of a tile's rows: all of the memory's, padded to a power of two.
+ALL = 0
+#: In place of the most rows that a line is for.
+ANY = 1 << 62
 
 
 class Tiles(NamedTuple):
@@ -31,6 +37,12 @@ class Tiles(NamedTuple):
         """Of Triton's compiler."""
         return {"num_warps": self.warps, "num_stages": self.stages}
 
+    def of(self, rows: int) -> Tiles:
+        """These tiles for a memory of so many rows."""
+        if self.rows != ALL:
+            return self
+        return self._replace(rows=max(16, triton.next_power_of_2(rows)), whole=True)
+
 
 class Backward(NamedTuple):
     """Tiles of both passes; `queries` is None where one pass makes all gradients."""
@@ -39,31 +51,63 @@ class Backward(NamedTuple):
     queries: Tiles | None
 
 
+#: Of the head-averaged maps.
+MAPS = Tiles(32, 32, 4, 1)
+#: Of the kept lanes of rows with counts.
+LANES = Tiles(64, 32, 4, 1)
+
+#: (device, bytes of an operand, whether rows have counts): lines of (most rows, tiles).
+_FORWARD: dict[tuple[int, int, bool], tuple[tuple[int, Tiles], ...]] = {
+    (80, 2, False): ((32, Tiles(64, ALL, 4, 1)), (128, Tiles(64, ALL, 8, 1)), (ANY, Tiles(64, 32, 8, 2))),
+    (80, 2, True): ((32, Tiles(64, ALL, 4, 1)), (128, Tiles(64, ALL, 8, 1)), (ANY, Tiles(64, 32, 8, 2))),
+    (90, 2, False): ((256, Tiles(64, ALL, 4, 1)), (ANY, Tiles(64, 64, 8, 2))),
+    (90, 2, True): ((64, Tiles(64, ALL, 4, 1)), (ANY, Tiles(64, 64, 8, 2))),
+    (100, 2, False): ((32, Tiles(64, ALL, 4, 1)), (128, Tiles(128, ALL, 8, 1)), (ANY, Tiles(64, 64, 8, 2))),
+    (100, 2, True): ((32, Tiles(64, ALL, 4, 1)), (ANY, Tiles(64, 64, 8, 2))),
+}
+_BACKWARD: dict[tuple[int, int, bool], tuple[tuple[int, Tiles, Tiles | None], ...]] = {
+    (80, 2, False): ((ANY, Tiles(64, 16, 8, 1), Tiles(64, 16, 8, 2)),),
+    (80, 2, True): ((ANY, Tiles(64, 16, 8, 1), Tiles(64, 16, 8, 2)),),
+    (90, 2, False): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 64, 8, 1), Tiles(64, 64, 8, 2))),
+    (90, 2, True): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 32, 8, 1), Tiles(64, 64, 8, 2))),
+    (100, 2, False): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 64, 8, 1), Tiles(64, 64, 8, 2))),
+    (100, 2, True): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 32, 8, 1), Tiles(64, 64, 8, 2))),
+}
+# What fits everywhere: float32, which is multiplied without tensor cores and with operands in registers, heads wider
+# than the published one, and devices with 99 KiB of shared memory.
+_SMALL_FORWARD = ((32, Tiles(32, ALL, 8, 1)), (ANY, Tiles(32, 16, 8, 1)))
+_SMALL_BACKWARD = ((ANY, Tiles(32, 16, 8, 1), Tiles(32, 16, 8, 1)),)
+_WIDEST = 192
+
+
 def target(device: torch.device) -> int:
-    """80, 90 or 100: whose tiles a device gets; 80 through the interpreter and on what is newer or smaller than these."""
+    """80, 90 or 100, whose tiles a device gets, or 0: the small ones, also through the interpreter."""
     if device.type != "cuda":
-        return 80
-    major, _ = torch.cuda.get_device_capability(device)
-    return {9: 90, 10: 100}.get(major, 80)
+        return 0
+    return {(8, 0): 80, (9, 0): 90, (10, 0): 100, (10, 3): 100}.get(torch.cuda.get_device_capability(device), 0)
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied: exactly rounded, like everything else in a float32 call."""
+    """How products are made: float32 operands are not rounded; for 16-bit ones it does not matter."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
 
-def padded(rows: int) -> int:
-    """The power of two, 16 at least, that holds a memory's rows."""
-    return max(16, triton.next_power_of_2(rows))
+def draws_ahead(target: int, count: bool) -> bool:
+    """Whether dropout's lanes are drawn by a kernel of their own: where rows have counts, and on A100.
+
+    Ampere's products hold their operands in registers, and the generator does not fit beside them: 32 to 64 queries
+    times 16 to 64 rows of dq spilled 132 to 11,552 bytes, with 4 and with 8 warps.
+    """
+    return count or target == 80
 
 
-def forward_tiles(target: int, dtype: torch.dtype, width: int, rows: int) -> Tiles:
-    if rows <= 256:
-        return Tiles(64, padded(rows), 4, 1, True)
-    return Tiles(64, 64, 4, 2)
+def forward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, count: bool) -> Tiles:
+    """Of the forward, for heads of a width and memories of so many rows."""
+    lines = _FORWARD.get((target, dtype.itemsize, count), _SMALL_FORWARD) if width <= _WIDEST else _SMALL_FORWARD
+    return next(tiles.of(rows) for most, tiles in lines if rows <= most)
 
 
-def backward_tiles(target: int, dtype: torch.dtype, width: int, rows: int) -> Backward:
-    if rows <= 32:
-        return Backward(Tiles(64, padded(rows), 4, 1, True), None)
-    return Backward(Tiles(64, 64, 8, 1), Tiles(64, 64, 8, 2))
+def backward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, count: bool) -> Backward:
+    """Of the backward, for heads of a width and memories of so many rows."""
+    lines = _BACKWARD.get((target, dtype.itemsize, count), _SMALL_BACKWARD) if width <= _WIDEST else _SMALL_BACKWARD
+    return next(Backward(tiles.of(rows), queries) for most, tiles, queries in lines if rows <= most)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .philox import counter_word, kept_bits, spread_bits
+from .philox import counter_word, kept_bits
 
 #: Softmax runs in powers of two: log2(e) is folded into the scale.
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -37,43 +37,41 @@ def load_rows(base, live, ROW: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.cons
         WIDTH: of the head; the last part may be wider than what remains.
     """
     tiles = ()
-    start = 0
     for j in tl.static_range(len(WIDTHS)):
-        column = tl.arange(0, WIDTHS[j])
-        where = base + start + tl.arange(0, ROWS)[:, None] * ROW + column[None, :]
-        if start + WIDTHS[j] > WIDTH:
-            tiles += (tl.load(where, mask=live[:, None] & (start + column < WIDTH)[None, :], other=0.0),)
+        column = j * WIDTHS[0] + tl.arange(0, WIDTHS[j])
+        where = base + tl.arange(0, ROWS)[:, None] * ROW + column[None, :]
+        if j * WIDTHS[0] + WIDTHS[j] > WIDTH:
+            tiles += (tl.load(where, mask=live[:, None] & (column < WIDTH)[None, :], other=0.0),)
         else:
             tiles += (tl.load(where, mask=live[:, None], other=0.0),)
-        start += WIDTHS[j]
     return tiles
 
 
 @triton.jit
-def store_rows(base, live, tiles, factor, ROW: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr):
+def store_rows(
+    base, live, tiles, factor, ROW: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr
+):
     """Store `tiles`, each times `factor`, a scalar or ``[ROWS, 1]``, in the dtype of `base`; see `load_rows`."""
-    start = 0
     for j in tl.static_range(len(WIDTHS)):
-        column = tl.arange(0, WIDTHS[j])
-        where = base + start + tl.arange(0, ROWS)[:, None] * ROW + column[None, :]
+        column = j * WIDTHS[0] + tl.arange(0, WIDTHS[j])
+        where = base + tl.arange(0, ROWS)[:, None] * ROW + column[None, :]
         value = (tiles[j] * factor).to(base.dtype.element_ty)
-        if start + WIDTHS[j] > WIDTH:
-            tl.store(where, value, mask=live[:, None] & (start + column < WIDTH)[None, :])
+        if j * WIDTHS[0] + WIDTHS[j] > WIDTH:
+            tl.store(where, value, mask=live[:, None] & (column < WIDTH)[None, :])
         else:
             tl.store(where, value, mask=live[:, None])
-        start += WIDTHS[j]
 
 
 @triton.jit
-def add_columns(base, live, tiles, factor, ROW: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr):
+def add_columns(
+    base, live, tiles, factor, ROW: tl.constexpr, ROWS: tl.constexpr, WIDTHS: tl.constexpr, WIDTH: tl.constexpr
+):
     """Add `tiles` ``[width, ROWS]``, each times `factor`, to the rows at `base`."""
-    start = 0
     for j in tl.static_range(len(WIDTHS)):
-        column = tl.arange(0, WIDTHS[j])
-        where = base + start + tl.arange(0, ROWS)[None, :] * ROW + column[:, None]
-        mask = live[None, :] & (start + column < WIDTH)[:, None]
+        column = j * WIDTHS[0] + tl.arange(0, WIDTHS[j])
+        where = base + tl.arange(0, ROWS)[None, :] * ROW + column[:, None]
+        mask = live[None, :] & (column < WIDTH)[:, None]
         tl.store(where, tl.load(where, mask=mask, other=0.0) + tiles[j] * factor, mask=mask)
-        start += WIDTHS[j]
 
 
 @triton.jit
@@ -158,55 +156,71 @@ def biased(scores, factor, count, start, rows, ROWS: tl.constexpr, COUNT: tl.con
 
 
 @triton.jit
-def attention_word(layer, direction, head):
-    """The counter's first word at site 0, attention weights."""
-    return counter_word(0, layer, direction, head)
+def draw(
+    lanes, seed, memory_index, query_index, start, live, first, rows, layer, direction, head, threshold,
+    QUERIES: tl.constexpr, ROWS: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """What dropout keeps of a tile's weights, as small as can be, for `multipliers` to spread once scores are there.
+
+    A bit for each row, 32 in an int32, or 16 where ROWS is 16; they are drawn before the scores are there, because the
+    generator wants registers. AHEAD: int16 ``[QUERIES, ROWS]`` of kept lanes, from `attention_lanes.kept_lanes`.
+
+    Args:
+        lanes: pointer to the (memory, head)'s ``[queries, rows]``; seed, memory_index: to one value; query_index: to
+            the memory's queries.
+        start: of the tile of queries, bool `live` says which are there; first: of the tile of rows, a multiple of 8.
+    """
+    row = tl.arange(0, QUERIES)
+    if AHEAD:
+        column = first + tl.arange(0, ROWS)
+        where = lanes + tl.cast(start, tl.int64) * rows + row[:, None] * rows + column[None, :]
+        return tl.load(where, mask=live[:, None] & (column < rows)[None, :], other=0)
+    else:
+        query = tl.load(query_index + start + row, mask=live, other=0)
+        bits = drawn_bits(
+            tl.load(seed), layer, direction, head, tl.load(memory_index), query, first // 8, threshold, ROWS // 8
+        )
+        TOGETHER: tl.constexpr = 4 if ROWS > 32 else ROWS // 8
+        bits = tl.reshape(bits, (QUERIES, ROWS // 8 // TOGETHER, TOGETHER))
+        return drawn_once(tl.sum(bits << (8 * tl.arange(0, TOGETHER))[None, None, :], 2))
+
+
+@triton.jit
+def drawn_bits(seed, layer, direction, head, memory, query, block, threshold, BLOCKS: tl.constexpr):
+    """Eight columns' bits of attention weights, site 0: int32 ``[queries, BLOCKS]`` from column ``8 block`` on."""
+    word = counter_word(0, layer, direction, head)
+    blocks = block + tl.arange(0, BLOCKS)
+    return kept_bits(seed, word, memory, query[:, None], blocks[None, :], threshold)
+
+
+@triton.jit
+def drawn_once(bits):
+    """`bits` themselves, as a sum with zeros over a leading axis, through which the compiler moves no layout.
+
+    Without it the generator is moved behind the conversion to the scores' layout, where four threads hold each
+    element and all of them draw it: 497 high multiplications instead of 138 for 64 x 128 on sm_90, and spills.
+    """
+    return tl.sum(tl.permute(tl.join(bits, tl.zeros_like(bits)), (2, 0, 1)), 0)
 
 
 @triton.jit
 def multipliers(
-    count, start, rows, seed, word, memory, query, columns, threshold, keep_scale,
-    QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr,
+    drawn, count, first, rows, keep_scale, QUERIES: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Dropout multipliers ``[QUERIES, ROWS]`` of softmax weights: 0 where a row is dropped, the scale where it is kept.
 
     A row that stands for n rows, columns p .. p+n-1, gets (kept lanes among them) / n times the scale.
 
     Args:
-        start: the tile's first row, a multiple of 8.
-        word: from `attention_word`; memory, query ``[QUERIES]``: global indices.
+        drawn: from `draw`.
     """
-    block = start // 8 + tl.arange(0, ROWS // 8)
-    bits = kept_bits(seed, word, memory, query[:, None], block[None, :], threshold)
-    kept = tl.where(spread_bits(bits, QUERIES, ROWS // 8), keep_scale, 0.0)
     if COUNT:
-        n = counts(count, start, rows, ROWS)
-        row = start + tl.arange(0, ROWS)
-        none: tl.constexpr = 2147483647
-        # few rows stand for several, most often one: the padding
-        p = tl.min(tl.where(n > 1, row, none), 0)
-        while p < none:
-            length = tl.sum(tl.where(row == p, n, 0), 0)
-            among = _kept_among(seed, word, memory, query, p, tl.minimum(p + length, columns), threshold, QUERIES)
-            share = among.to(tl.float32) / length.to(tl.float32) * keep_scale
-            kept = tl.where((row == p)[None, :], share[:, None], kept)
-            p = tl.min(tl.where((n > 1) & (row > p), row, none), 0)
-    return kept
-
-
-@triton.jit
-def _kept_among(seed, word, memory, query, first, end, threshold, QUERIES: tl.constexpr):
-    """How many of the columns first .. end-1 are kept, int32 ``[QUERIES]``."""
-    BLOCKS: tl.constexpr = 16
-    total = tl.full([QUERIES], 0, tl.int32)
-    for at in range(first // 8, (end + 7) // 8, BLOCKS):
-        block = at + tl.arange(0, BLOCKS)
-        bits = kept_bits(seed, word, memory, query[:, None], block[None, :], threshold)
-        # the block's lanes from `first` on, before `end`
-        low = tl.minimum(tl.maximum(first - 8 * block, 0), 8)
-        high = tl.minimum(tl.maximum(end - 8 * block, 0), 8)
-        bits = bits & (((1 << high) - 1) & -(1 << low))[None, :]
-        bits = bits - ((bits >> 1) & 0x55)
-        bits = (bits & 0x33) + ((bits >> 2) & 0x33)
-        total += tl.sum((bits + (bits >> 4)) & 0x0F, 1)
-    return total
+        n = tl.maximum(counts(count, first, rows, ROWS), 1).to(tl.float32)
+        return drawn.to(tl.float32) / n[None, :] * keep_scale
+    elif AHEAD:
+        return drawn.to(tl.float32) * keep_scale
+    else:
+        IN_A_WORD: tl.constexpr = 32 if ROWS > 32 else ROWS
+        each = (drawn[:, :, None] >> tl.arange(0, IN_A_WORD)[None, None, :]) & 1
+        return tl.where(tl.reshape(each, (QUERIES, ROWS)) != 0, keep_scale, 0.0)
