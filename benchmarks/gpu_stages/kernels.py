@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from carzero.ops.backends import available
 from carzero.ops.rng import Site, kept
 
+from . import attention_core
 from .suite import Suite
 from .timing import take_turns
 
@@ -68,7 +70,7 @@ def bandwidth(suite: Suite) -> dict[str, Any]:
 def attention(
     suite: Suite, memories: int, queries: int, rows: int, dropout: float, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Each SDPA backend at CARZero's head width, forward and forward+backward, with q shared or not (layer 1)."""
+    """Each SDPA backend at CARZero's head width and our core, forward and backward, with q shared or not (layer 1)."""
     width = 16 if suite.dry else HEAD_WIDTH
     q = torch.randn(memories, HEADS, queries, width, device=suite.device).to(dtype).requires_grad_()
     shared = torch.randn(1, HEADS, queries, width, device=suite.device).to(dtype).requires_grad_()
@@ -102,6 +104,11 @@ def attention(
         for key, time in take_turns(runs, suite.device, rounds=suite.rounds()).items():
             factor = 3.5 if key.endswith("backward") else 1.0
             found[key] = {**time, "flops_per_s": factor * operations / time["seconds"]}
+    able, why = available("triton", suite.device)
+    if able:
+        found |= attention_core.measure(suite, memories, queries, rows, dropout, dtype)
+    else:
+        found["triton"] = {"not_run": why}
     return found
 
 
