@@ -46,21 +46,21 @@ def count_lanes(
     tl.store(where[:, None] + row[None, :], kept, mask=single)
     # rows of several: few of them, most often one, the padding
     none: tl.constexpr = 2147483647
+    BLOCKS: tl.constexpr = 16
     p = tl.min(tl.where(n > 1, row, none), 0)
     while p < none:
         end = tl.minimum(p + tl.sum(tl.where(row == p, n, 0), 0), columns)
         total = tl.full([QUERIES], 0, tl.int32)
-        BLOCKS: tl.constexpr = 16
         for block in range(p // 8, (end + 7) // 8, BLOCKS):
-            bits = drawn_bits(key, layer, direction, h, memory, query, block, threshold, BLOCKS)
+            some = drawn_bits(key, layer, direction, h, memory, query, block, threshold, BLOCKS)
             # the block's lanes from p on, before the end
             column = 8 * (block + tl.arange(0, BLOCKS))
             low = tl.minimum(tl.maximum(p - column, 0), 8)
             high = tl.minimum(tl.maximum(end - column, 0), 8)
-            bits = bits & (((1 << high) - 1) & -(1 << low))[None, :]
-            bits = bits - ((bits >> 1) & 0x55)
-            bits = (bits & 0x33) + ((bits >> 2) & 0x33)
-            total += tl.sum((bits + (bits >> 4)) & 0x0F, 1)
+            some = some & (((1 << high) - 1) & -(1 << low))[None, :]
+            some = some - ((some >> 1) & 0x55)
+            some = (some & 0x33) + ((some >> 2) & 0x33)
+            total += tl.sum((some + (some >> 4)) & 0x0F, 1)
         tl.store(where + p, total.to(tl.int16), mask=live)
         p = tl.min(tl.where((n > 1) & (row > p), row, none), 0)
 
