@@ -72,7 +72,7 @@ def kept_lanes(call: Call) -> Tensor | None:
         return None
     if d.columns > torch.iinfo(torch.int16).max:
         raise ValueError(
-            f"{call.name}: dropout with row counts takes memories of at most 32767 original rows, got {d.columns}. "
+            f"{call.name}: dropout whose lanes are drawn ahead takes at most 32767 original rows, got {d.columns}. "
             "Use the torch backend for longer ones."
         )
     m, queries, rows = call.shape

@@ -68,7 +68,7 @@ _FORWARD: dict[tuple[int, int, bool], tuple[tuple[int, Tiles], ...]] = {
 _BACKWARD: dict[tuple[int, int, bool], tuple[tuple[int, Tiles, Tiles | None], ...]] = {
     (80, 2, False): ((ANY, Tiles(64, 16, 8, 1), Tiles(64, 16, 8, 2)),),
     (80, 2, True): ((ANY, Tiles(64, 16, 8, 1), Tiles(64, 16, 8, 2)),),
-    (90, 2, False): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 64, 8, 1), Tiles(64, 64, 8, 2))),
+    (90, 2, False): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 32, 8, 1), Tiles(64, 64, 8, 2))),
     (90, 2, True): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 32, 8, 1), Tiles(64, 64, 8, 2))),
     (100, 2, False): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 64, 8, 1), Tiles(64, 64, 8, 2))),
     (100, 2, True): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 32, 8, 1), Tiles(64, 64, 8, 2))),
