@@ -36,7 +36,7 @@ def arguments(
     return (
         memory, queries, None, None, weights.norm_weight, weights.norm_bias, [t for l in weights.layers for t in l],
         [] if simr else list(weights.head), None, SPEC.heads, SPEC.eps, 0.1, seed, 0, 0, 0, False, False, backend,
-        recompute, 0, 0,
+        recompute, 0, 0, None, "",
     )  # fmt: skip
 
 
