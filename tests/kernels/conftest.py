@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,3 +17,15 @@ DEVICE = torch.device(os.environ.get("CARZERO_TEST_DEVICE", "cuda" if torch.cuda
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return DEVICE
+
+
+@pytest.fixture(params=["triton", "halves", "cublas"])
+def multiplied(request) -> Iterator[str]:
+    """Every GEMM of the test by one of `kernel_cases.CHOICES`; its name."""
+    # after the skip above: they import the kernels
+    from kernel_cases import CHOICES
+
+    from carzero.kernels.table import forced
+
+    with forced(CHOICES[request.param]):
+        yield request.param
