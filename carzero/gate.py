@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from carzero.ops import pair_logits
-from carzero.ops.backends import BACKENDS, available
+from carzero.ops.backends import BACKENDS, available, interpreted
 from carzero.ops.spec import DecoderSpec, DecoderWeights
 
 #: Largest relative L2 error against float64, by dtype and quantity, and why.
@@ -147,9 +147,10 @@ def _error(ours: Tensor, truth: Tensor) -> float:
 
 
 def runnable() -> list[tuple[str, str]]:
-    """(backend, device) of everything that runs here, without the reference, which is the truth and no contender."""
+    """(backend, device) of everything that runs here, without the reference, which is the truth, and interpreters."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [(b, d) for d in devices for b in BACKENDS if b != "reference" and available(b, d)[0]]
+    names = [name for name in BACKENDS if name != "reference"]
+    return [(b, d) for d in devices for b in names if available(b, d)[0] and not interpreted(b, d)]
 
 
 def check(report: Callable[[Result], None] = lambda _: None) -> Gate:

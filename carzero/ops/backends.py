@@ -21,8 +21,13 @@ RECOMPUTE = ("auto", "full", "layer", "none")
 #: Replaces "auto" by another backend in every call of the process.
 ENVIRONMENT = "CARZERO_BACKEND"
 
+#: Triton's own switch: kernels run on the CPU, element by element. It must be set before they are imported.
+INTERPRET = "TRITON_INTERPRET"
+
 _NATIVE_OPS = ("pair_forward", "pair_backward", "pair_attention", "pack_weights")
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: Recompute modes besides "full": what a backend's forward can keep for its backward, the most first.
+TAPES = {"torch": ("none", "layer"), "triton": ("none",)}
 # A tape is worth at most this share of the memory that is free.
 _TAPE_SHARE = 0.1
 
@@ -33,7 +38,9 @@ def available(backend: str, device: torch.device | str = "cpu") -> tuple[bool, s
     check_name("available", "backend", backend, BACKENDS)
     if backend in ("reference", "torch"):
         return True, "plain torch"
-    if backend in ("triton", "cuda"):
+    if backend == "triton":
+        return _triton(device)
+    if backend == "cuda":
         return False, "not built in this version"
     if device.type != "cpu":
         return False, f"runs on CPU tensors, not on {device.type}"
@@ -46,7 +53,7 @@ class _Need:
     dtype: torch.dtype
     width: int
     heads: int
-    tape: bool
+    recompute: str
     projected_backward: bool
     other: str
 
@@ -58,7 +65,7 @@ def choose(
     dtype: torch.dtype,
     width: int,
     heads: int,
-    tape: bool = False,
+    recompute: str = "auto",
     projected_backward: bool = False,
     other: DecoderSpec | None = None,
 ) -> tuple[str, str]:
@@ -68,7 +75,7 @@ def choose(
         backend: a name, or ``"auto"``: the environment variable CARZERO_BACKEND, else the fastest that can.
         dtype: of memory and queries.
         width, heads: D and H.
-        tape: a forward that writes each layer's output, or a backward that reads it.
+        recompute: a mode, or ``"auto"``, which every backend can choose something for.
         projected_backward: gradients through keys and values that were projected before.
         other: the spec of another decoder than CARZero's, or None.
 
@@ -77,7 +84,7 @@ def choose(
         RuntimeError: a backend was asked for, by argument or environment, and cannot run this call.
     """
     differences = other.differences() if other else ""
-    need = _Need(device, dtype, width, heads, tape, projected_backward, differences)
+    need = _Need(device, dtype, width, heads, recompute, projected_backward, differences)
     check_name("carzero.ops", "backend", backend, ("auto", *BACKENDS))
     asked = backend
     if backend == "auto":
@@ -105,16 +112,17 @@ def choose_recompute(
     """
     if recompute != "auto":
         return recompute, "asked for"
-    if backend != "torch":
+    modes = TAPES.get(backend, ())
+    if not modes:
         return "full", f"{backend} writes no tape"
     free = free_bytes(device)
     if free is None:
         return "full", "free memory is not known"
     beside = f"beside {free / 2**20:.0f} MiB free"
-    for mode in ("none", "layer"):
+    for mode in modes:
         if tape_bytes(mode) <= _TAPE_SHARE * free:
             return mode, f"a tape of {tape_bytes(mode) / 2**20:.0f} MiB {beside}"
-    return "full", f"a tape of {tape_bytes('layer') / 2**20:.0f} MiB {beside} is above {_TAPE_SHARE:.0%}"
+    return "full", f"a tape of {tape_bytes(modes[-1]) / 2**20:.0f} MiB {beside} is above {_TAPE_SHARE:.0%}"
 
 
 def check_recompute(recompute: str, other: DecoderSpec | None) -> None:
@@ -153,6 +161,8 @@ def _fastest(need: _Need) -> tuple[str, str]:
     reasons: list[str] = []
     for name in BACKENDS:
         able, why = _able(name, need)
+        if able and interpreted(name, need.device):
+            able, why = False, "its interpreter is for tests, and has to be asked for"
         if able:
             return name, "; ".join([f"{name}: {why}", *reasons])
         reasons.append(f"not {name}: {why}")
@@ -169,11 +179,47 @@ def _able(name: str, need: _Need) -> tuple[bool, str]:
         return False, f"supports float32, bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
     if (need.width // need.heads) % 16:
         return False, f"supports head widths that are multiples of 16, not {need.width // need.heads}"
-    if need.tape:
-        return False, "supports recompute='full' only"
-    if need.projected_backward:
+    modes = ("full", *TAPES.get(name, ()))
+    if need.recompute not in ("auto", *modes):
+        return False, f"supports recompute={' and '.join(repr(mode) for mode in modes)} only"
+    if need.projected_backward and name == "cpp":
         return False, "has no backward through a projected memory"
     return True, why
+
+
+def interpreted(backend: str, device: torch.device | str) -> bool:
+    """Whether a backend that runs on a device does so through an interpreter: right, but never fast."""
+    return backend == "triton" and torch.device(device).type == "cpu"
+
+
+def _triton(device: torch.device) -> tuple[bool, str]:
+    emulates = os.environ.get(INTERPRET, "").lower() in ("1", "true", "on", "yes", "y")
+    if device.type == "cpu" and not emulates:
+        return False, f"runs on CUDA devices; on a CPU only in tests, through its interpreter ({INTERPRET}=1)"
+    if device.type not in ("cpu", "cuda"):
+        return False, f"runs on CUDA devices, not on {device.type}"
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return False, "there is no CUDA device"
+        if emulates:
+            return False, f"{INTERPRET} is set: its kernels would run through the interpreter; unset it"
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return False, f"needs compute capability 8.0, this device has {major}.{minor}"
+    version, reason = _triton_version()
+    if not version:
+        return False, reason
+    return True, f"triton {version}" + (", interpreted: for tests" if emulates else "")
+
+
+@functools.cache
+def _triton_version() -> tuple[str, str]:
+    """The version, or "" and why there is none."""
+    try:
+        importlib.import_module("triton.language")
+    except ImportError as error:
+        return "", f"triton cannot be imported ({error}): install the version that belongs to this torch"
+    return importlib.import_module("triton").__version__, ""
 
 
 @functools.cache

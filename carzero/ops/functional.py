@@ -274,7 +274,7 @@ def _recompute(
     dtype = autocast_dtype(queries.dtype, queries.device)
     chosen, _ = choose(
         backend, device=queries.device, dtype=dtype, width=spec.width, heads=spec.heads,
-        tape=recompute in ("layer", "none"), projected_backward=projected,
+        recompute=recompute, projected_backward=projected,
     )  # fmt: skip
     size = TapeSize(
         layers=spec.layers,
@@ -284,6 +284,7 @@ def _recompute(
         dtype=dtype,
         device=queries.device,
         dropout=dropout,
+        lse_heads=spec.heads if chosen == "triton" else 0,
     )
     return choose_recompute(recompute, backend=chosen, device=queries.device, tape_bytes=size.bytes)[0]
 

@@ -70,10 +70,11 @@ def gemm_dtype(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, s
     return torch.float32, f"this CPU multiplies float32 faster than {str(dtype).removeprefix('torch.')}"
 
 
-def prepare(params: Params, dtype: torch.dtype) -> Prepared:
-    """Cast and lay out the weights for inputs of `dtype`."""
+def prepare(params: Params, dtype: torch.dtype, gemm: torch.dtype | None = None) -> Prepared:
+    """Cast and lay out the weights for inputs of `dtype`, with GEMM operands in `gemm` or what `gemm_dtype` says."""
     wide = wide_dtype(dtype)
-    gemm, _ = gemm_dtype(dtype, params.norm_weight.device)
+    if gemm is None:
+        gemm, _ = gemm_dtype(dtype, params.norm_weight.device)
     d = params.norm_weight.shape[0]
     layers = [
         PreparedLayer(

@@ -6,12 +6,14 @@ implementation, on real tensors. `torch.ops.carzero.*` are differentiable, expor
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import native, reference, tiled, tiled_backward, tiled_general
+from . import native, reference, tiled, tiled_general
 from .backends import check_recompute, choose
 from .call import CARZERO, Options, Params, autocast_dtype, result_axes, wide_dtype
 from .spec import LAYER_PARAMETERS, DecoderSpec, decode
@@ -66,7 +68,7 @@ def _backend(a: dict, *, backward: bool = False) -> str:
     queries: Tensor = a["queries"]
     return choose(
         a["backend"], device=queries.device, dtype=queries.dtype, width=queries.shape[1], heads=a["heads"],
-        tape=a.get("recompute", "full") != "full", projected_backward=backward and a["projected"],
+        recompute=a.get("recompute", "full"), projected_backward=backward and a["projected"],
         other=decode(a["spec"]),
     )[0]  # fmt: skip
 
@@ -84,6 +86,8 @@ def _out_dtype(a: dict) -> torch.dtype:
 def _tape_size(a: dict) -> TapeSize:
     memory, queries, pairs, layers = a["memory"], a["queries"], a["pairs"], a["layers"]
     check_recompute(a["recompute"], decode(a["spec"]))
+    # without a tape, a fake tensor's device need not have any backend
+    keeps_lse = a["recompute"] != "full" and _backend(a) == "triton"
     return TapeSize(
         layers=_layers(layers, decode(a["spec"])),
         pairs=memory.shape[0] * queries.shape[0] if pairs is None else pairs.shape[0],
@@ -92,6 +96,7 @@ def _tape_size(a: dict) -> TapeSize:
         dtype=queries.dtype,
         device=queries.device,
         dropout=a["dropout_p"] > 0.0,
+        lse_heads=a["heads"] if keeps_lse else 0,
     )
 
 
@@ -112,8 +117,9 @@ def _forward(simr: bool, *values) -> tuple[Tensor, Tensor]:
             out = function(memory, queries, params, options)
         elif backend == "torch" and params.other:
             out = tiled_general.pair_forward(memory, queries, params, options)
-        elif backend == "torch":
-            out = tiled.pair_forward(memory, queries, params, options, _tape_size(a).views(tape, a["recompute"]))
+        elif backend in ("torch", "triton"):
+            kept = _tape_size(a).views(tape, a["recompute"])
+            out = _tiles(backend, "").pair_forward(memory, queries, params, options, kept)
         else:
             out = native.pair_forward(memory, queries, params, options, a["packed"])
     return out.reshape(_out_shape(simr, a)).to(_out_dtype(a)).contiguous(), tape
@@ -129,13 +135,18 @@ def _backward(simr: bool, grad: Tensor, tape: Tensor, *values) -> list[Tensor]:
         elif backend == "torch" and params.other:
             flat = grad.reshape(-1, *result_axes(params.other, queries.shape, simr))
             out = tiled_general.pair_backward(flat, memory, queries, params, options)
-        elif backend == "torch":
+        elif backend in ("torch", "triton"):
             flat = grad.reshape(-1, grad.shape[-1]) if simr else grad.reshape(-1)
             kept = _tape_size(a).views(tape, a["recompute"])
-            out = tiled_backward.pair_backward(flat, memory, queries, params, options, kept)
+            out = _tiles(backend, "_backward").pair_backward(flat, memory, queries, params, options, kept)
         else:
             out = native.pair_backward(grad, memory, queries, params, options, a["packed"])
     return [g.contiguous() for g in out]
+
+
+def _tiles(backend: str, part: str) -> ModuleType:
+    """The modules that cut the work into tiles: `tiled` in torch, `fused` with Triton, which only then is imported."""
+    return importlib.import_module(f"{__package__}.{'fused' if backend == 'triton' else 'tiled'}{part}")
 
 
 def _reference_backward(
@@ -245,9 +256,11 @@ def _attention(
     with torch.autocast(queries.device.type, enabled=False):
         if chosen == "reference":
             return reference.pair_attention(memory, queries, params, options, original_rows)
-        if chosen == "torch":
-            function = tiled_general.pair_attention if params.other else tiled.pair_attention
-            out = function(memory, queries, params, options, original_rows)
+        if chosen == "torch" and params.other:
+            out = tiled_general.pair_attention(memory, queries, params, options, original_rows)
+            return out.view(_attention_shape(memory, queries, pairs, len(params.layers), original_rows))
+        if chosen in ("torch", "triton"):
+            out = _tiles(chosen, "").pair_attention(memory, queries, params, options, original_rows)
             return out.view(_attention_shape(memory, queries, pairs, len(params.layers), original_rows))
         return native.pair_attention(memory, queries, params, options, packed, original_rows)
 

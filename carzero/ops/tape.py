@@ -22,7 +22,9 @@ class Tape(NamedTuple):
         query: ``[L - 1, N, D]`` q of all layers but the first, GEMM dtype.
         attended: ``[L, N, D]`` attention output before its projection, GEMM dtype.
         hidden: ``[L, N, F]`` after ReLU and dropout, GEMM dtype.
-        middle_kept, end_kept: bool ``[L, N, D]``, the masks after both projections; None without dropout.
+        middle_kept, end_kept: bool ``[L, N, D]``, the masks after both projections; None without dropout, and where
+            a kernel draws them again.
+        lse: float32 ``[L, N, H]``, log-sum-exps of the scores; None where the backward makes softmax anew.
     """
 
     end: Tensor
@@ -32,10 +34,15 @@ class Tape(NamedTuple):
     hidden: Tensor | None = None
     middle_kept: Tensor | None = None
     end_kept: Tensor | None = None
+    lse: Tensor | None = None
 
 
 class TapeSize(NamedTuple):
-    """What decides about a tape's size: L, N, D, F, the dtype of the queries, and whether anything is dropped."""
+    """What decides about a tape's size: L, N, D, F, the dtype of the queries, and whether anything is dropped.
+
+    Args:
+        lse_heads: H for a backend that keeps log-sum-exps and no masks, else 0.
+    """
 
     layers: int
     pairs: int
@@ -44,33 +51,39 @@ class TapeSize(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     dropout: bool
+    lse_heads: int = 0
 
-    def fields(self, recompute: str) -> list[tuple[tuple[int, int, int], torch.dtype]]:
-        """Shape and dtype of the fields of `Tape`, in order; the widest come first, so that each lies aligned."""
+    def fields(self, recompute: str) -> dict[str, tuple[tuple[int, int, int], torch.dtype]]:
+        """Shape and dtype of the fields of `Tape` that are kept; the widest come first, so that each lies aligned."""
         wide, (gemm, _) = wide_dtype(self.dtype), prepared.gemm_dtype(self.dtype, self.device)
         rows = (self.layers, self.pairs, self.width)
         if recompute == "full":
-            return []
+            return {}
         if recompute == "layer":
-            return [(rows, wide)]
-        fields = [
-            (rows, wide),
-            (rows, wide),
-            ((self.layers - 1, self.pairs, self.width), gemm),
-            (rows, gemm),
-            ((self.layers, self.pairs, self.ffn), gemm),
-        ]
-        return fields + ([(rows, torch.bool)] * 2 if self.dropout else [])
+            return {"end": (rows, wide)}
+        fields = {"end": (rows, wide), "middle": (rows, wide)}
+        if self.lse_heads:
+            # kernels multiply in the dtype of their inputs wherever they run
+            gemm = self.dtype
+            fields["lse"] = ((self.layers, self.pairs, self.lse_heads), wide)
+        fields |= {
+            "query": ((self.layers - 1, self.pairs, self.width), gemm),
+            "attended": (rows, gemm),
+            "hidden": ((self.layers, self.pairs, self.ffn), gemm),
+        }
+        if self.dropout and not self.lse_heads:
+            fields |= {"middle_kept": (rows, torch.bool), "end_kept": (rows, torch.bool)}
+        return fields
 
     def bytes(self, recompute: str) -> int:
         """Size of the buffer."""
-        return sum(prod(shape) * dtype.itemsize for shape, dtype in self.fields(recompute))
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in self.fields(recompute).values())
 
     def views(self, buffer: Tensor, recompute: str) -> Tape | None:
         """The buffer's fields, or None where nothing is kept."""
-        views, start = [], 0
-        for shape, dtype in self.fields(recompute):
+        views, start = {}, 0
+        for name, (shape, dtype) in self.fields(recompute).items():
             stop = start + prod(shape) * dtype.itemsize
-            views.append(buffer[start:stop].view(dtype).view(shape))
+            views[name] = buffer[start:stop].view(dtype).view(shape)
             start = stop
-        return Tape(*views) if views else None
+        return Tape(**views) if views else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -100,9 +101,13 @@ def project_memory(memory: Tensor, params: Params, row_count: Tensor | None) -> 
     return kv.to(memory.dtype)
 
 
-def share(queries: Tensor, params: Params, options: Options, memory: Tensor) -> Shared:
-    """Prepared weights and the part of the decoder that depends on queries alone."""
-    weights = prepare(params, queries.dtype)
+def share(queries: Tensor, params: Params, options: Options, memory: Tensor, gemm: torch.dtype | None = None) -> Shared:
+    """Prepared weights and the part of the decoder that depends on queries alone.
+
+    Args:
+        gemm: dtype of the GEMM operands; None chooses what is fastest here.
+    """
+    weights = prepare(params, queries.dtype, gemm)
     t0 = weights.layer_norm(queries.to(weights.wide), weights.norm)
     first = weights.layers[0]
     q1 = weights.linear(weights.layer_norm(t0, first.norm2), first.q_weight, first.q_bias)

@@ -85,27 +85,30 @@ def pair_backward(
                         steps.forward(start, q1, l) if tape.middle is None else steps.read(start, q1, l, block, tape)
                     )
                 dt, dq = steps.backward(dt, state, l)
-            _add_to_queries(total.t0, block.query, dt)
-            _add_to_queries(total.q1, block.query, dq)
+            add_to_queries(total.t0, block.query, dt)
+            add_to_queries(total.q1, block.query, dq)
         rows = slice(0, part.kv.shape[1])
         if part.rows is None:
             d_rows = d_kv
         else:
-            d_rows = _rows_backward(d_kv, memory[tile.memory, rows], part, part.rows, weights, total.weights)
+            d_rows = rows_backward(d_kv, memory[tile.memory, rows], part, part.rows, weights, total.weights)
         d_memory[tile.memory, rows] = d_rows.to(memory.dtype)
-    d_queries = _queries_backward(queries, shared, total)
+    d_queries = queries_backward(queries, shared, total)
     flat = [g.to(p.dtype) for g, p in zip(total.weights.flat(), params.flat())]
     return [d_memory, d_queries.to(queries.dtype), *flat]
 
 
-def _add_to_queries(total: Tensor, query: Tensor, grid: Tensor) -> None:
+def add_to_queries(total: Tensor, query: Tensor, grid: Tensor) -> None:
+    """Add ``[m, q, D]`` to the rows of ``[Q, D]`` that `query` names; the same bits on every run."""
     if query.shape[0] == 1:
-        total.index_add_(0, query[0], grid.sum(0))
+        # no query twice, so that no two additions meet
+        total.index_add_(0, query[0], grid.sum(0, dtype=total.dtype))
     else:
-        total.index_add_(0, query.flatten(), grid.flatten(0, 1))
+        # on a GPU this sorts first, where index_add_ adds in any order
+        total.index_put_((query.flatten(),), grid.flatten(0, 1).to(total.dtype), accumulate=True)
 
 
-def _rows_backward(
+def rows_backward(
     d_kv: Tensor, raw: Tensor, part: TileMemory, normed: Tensor, weights: Prepared, total: Params
 ) -> Tensor:
     """Gradient of a tile's memory rows ``[m, P, D]``; adds to the key, value and norm weights'."""
@@ -122,7 +125,7 @@ def _rows_backward(
     return dx if part.row_count is None else dx.masked_fill_((part.row_count == 0).unsqueeze(-1), 0.0)
 
 
-def _queries_backward(queries: Tensor, shared: Shared, total: Gradients) -> Tensor:
+def queries_backward(queries: Tensor, shared: Shared, total: Gradients) -> Tensor:
     """Gradient of the queries, from what all tiles added to LN0 of them and to the first layer's q."""
     weights, first, sums = shared.weights, shared.weights.layers[0], total.weights
     d = queries.shape[1]

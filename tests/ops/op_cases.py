@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from carzero.ops import (
     prepared,
     tiled,
 )
+from carzero.ops.backends import interpreted
 from carzero.ops.spec import parameter_names
 
 #: Where the op runs; inputs and results of the tests stay on the CPU. benchmarks/gpu_suite.py sets it to cuda.
@@ -47,13 +49,17 @@ class Runner:
         """Dtypes that it is tested in."""
         if self.sixteen_bit:
             return torch.bfloat16, torch.float16
+        if interpreted(self.backend, DEVICE):
+            # Triton's interpreter multiplies the bit patterns of bfloat16
+            return torch.float32, torch.float16
         return torch.float32, torch.bfloat16, torch.float16
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             if self.absorb is not None:
-                patch.setattr(tiled, "absorption_pays", lambda *_: (self.absorb, "forced"))
+                module = importlib.import_module("carzero.ops.fused") if self.backend == "triton" else tiled
+                patch.setattr(module, "absorption_pays", lambda *_: (self.absorb, "forced"))
             if self.sixteen_bit:
                 patch.setattr(prepared, "gemm_dtype", lambda dtype, _: (dtype, "forced"))
             yield
@@ -67,6 +73,9 @@ RUNNERS = (
     Runner("torch-absorbed", "torch", absorb=True),
     Runner("torch-16-bit", "torch", sixteen_bit=True),
     Runner("cpp", "cpp"),
+    Runner("triton", "triton", absorb=False),
+    Runner("triton-none", "triton", recompute="none"),
+    Runner("triton-absorbed", "triton", absorb=True),
 )
 if DEVICE.type != "cpu":
     RUNNERS = tuple(r for r in RUNNERS if r.backend != "cpp" and not r.sixteen_bit)

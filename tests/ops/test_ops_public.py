@@ -10,6 +10,7 @@ import pytest
 import torch
 from op_cases import SPEC, make_case
 
+from carzero import gate
 from carzero.ops import (
     DecoderWeights,
     PackCache,
@@ -107,10 +108,48 @@ def test_reference_and_torch_are_always_available() -> None:
 
 
 def test_backends_that_do_not_exist_yet_say_so() -> None:
-    for name in ("triton", "cuda"):
-        assert available(name, "cuda") == (False, "not built in this version")
+    assert available("cuda", "cuda") == (False, "not built in this version")
     with pytest.raises(ValueError, match=r"backend must be one of .*, got 'gpu'; the nearest is"):
         available("gpu")
+
+
+def test_triton_runs_on_recent_cuda_devices_and_interpreted_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_triton_version", lambda: ("3.7.1", ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.delenv(backends.INTERPRET, raising=False)
+    monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    assert available("triton", "cuda") == (False, "needs compute capability 8.0, this device has 7.5")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert available("triton", "cuda") == (True, "triton 3.7.1")
+    cuda = torch.device("cuda")
+    assert choice(device=cuda) == ("triton", "triton: triton 3.7.1; not cuda: not built in this version")
+    assert choice(device=cuda, recompute="none")[0] == "triton"
+    assert choice(device=cuda, recompute="layer")[0] == "torch"
+    assert choice(device=cuda, dtype=torch.float64)[0] == "torch"
+    assert "supports recompute='full' and 'none' only" in choice(device=cuda, recompute="layer")[1]
+    able, why = available("triton", "cpu")
+    assert (able, why) == (
+        False, "runs on CUDA devices; on a CPU only in tests, through its interpreter (TRITON_INTERPRET=1)"
+    )  # fmt: skip
+
+    monkeypatch.setenv(backends.INTERPRET, "1")
+    assert available("triton", "cpu") == (True, "triton 3.7.1, interpreted: for tests")
+    assert "TRITON_INTERPRET is set" in available("triton", "cuda")[1]
+    assert choice("triton")[0] == "triton"
+    name, reason = choice()
+    assert name != "triton"
+    assert "not triton: its interpreter is for tests, and has to be asked for" in reason
+    assert "triton" not in {backend for backend, _ in gate.runnable()}
+
+
+def test_a_triton_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backends.INTERPRET, "1")
+    monkeypatch.setattr(backends, "_triton_version", backends._triton_version.__wrapped__)
+    monkeypatch.setitem(sys.modules, "triton.language", None)
+    able, why = available("triton", "cpu")
+    assert not able
+    assert why.startswith("triton cannot be imported (")
 
 
 def test_automatic_choice_and_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +158,7 @@ def test_automatic_choice_and_its_reason(monkeypatch: pytest.MonkeyPatch) -> Non
     assert name == ("cpp" if available("cpp")[0] else "torch")
     assert "not cuda: not built in this version" in reason
     assert choice(dtype=torch.float64)[0] == "torch"
-    assert choice(tape=True)[0] == "torch"
+    assert choice(recompute="none")[0] == "torch"
     assert choice(heads=8)[0] == "torch"
     assert choice(device=torch.device("cuda"))[0] == "torch"
 
@@ -131,7 +170,7 @@ def test_why_cpp_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     for need, why in [
         ({"dtype": torch.float64}, "supports float32, bfloat16 and float16, not float64"),
         ({"heads": 8}, "supports head widths that are multiples of 16, not 8"),
-        ({"tape": True}, "supports recompute='full' only"),
+        ({"recompute": "none"}, "supports recompute='full' only"),
         ({"device": torch.device("cuda")}, "runs on CPU tensors, not on cuda"),
         ({"projected_backward": True}, "has no backward through a projected memory"),
     ]:
