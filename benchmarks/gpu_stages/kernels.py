@@ -1,4 +1,4 @@
-"""What the op is made of, one part at a time: the ceilings (cuBLAS, bandwidth), attention, masks, norms."""
+"""The op's parts, one at a time: the ceilings (cuBLAS, bandwidth), fused GEMMs, attention, masks, norms."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from carzero.ops.backends import available
 from carzero.ops.rng import Site, kept
 
-from . import attention_core
+from . import fused_gemm
 from .suite import Suite
 from .timing import take_turns
 
@@ -34,6 +33,7 @@ def run(suite: Suite) -> None:
     for rows, k, n in ((256, 32, 48),) if suite.dry else GEMMS:
         suite.row(f"GEMM {rows}x{k}x{n}", lambda rows=rows, k=k, n=n: gemm(suite, rows, k, n, dtype))
     suite.row("copy", lambda: bandwidth(suite))
+    fused_gemm.run(suite)
     memories = 2 if suite.dry else 256
     for queries in (8,) if suite.dry else (64, 256, 1024):
         for rows in (9,) if suite.dry else (197, 98, 20, 9):
@@ -70,7 +70,7 @@ def bandwidth(suite: Suite) -> dict[str, Any]:
 def attention(
     suite: Suite, memories: int, queries: int, rows: int, dropout: float, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Each SDPA backend at CARZero's head width and our core, forward and backward, with q shared or not (layer 1)."""
+    """Each SDPA backend at CARZero's head width, forward and forward+backward, with q shared or not (layer 1)."""
     width = 16 if suite.dry else HEAD_WIDTH
     q = torch.randn(memories, HEADS, queries, width, device=suite.device).to(dtype).requires_grad_()
     shared = torch.randn(1, HEADS, queries, width, device=suite.device).to(dtype).requires_grad_()
@@ -104,11 +104,6 @@ def attention(
         for key, time in take_turns(runs, suite.device, rounds=suite.rounds()).items():
             factor = 3.5 if key.endswith("backward") else 1.0
             found[key] = {**time, "flops_per_s": factor * operations / time["seconds"]}
-    able, why = available("triton", suite.device)
-    if able:
-        found |= attention_core.measure(suite, memories, queries, rows, dropout, dtype)
-    else:
-        found["triton"] = {"not_run": why}
     return found
 
 

@@ -23,7 +23,7 @@ def render(record: dict[str, Any]) -> str:
             lines += [f"**{name}**: {_line(row)}", ""]
             parts = {k: v for k, v in (row.get("contenders") or row).items() if isinstance(v, dict)}
             if parts:
-                keys = list(dict.fromkeys(k for v in parts.values() for k in v if k not in ("calls",)))
+                keys = list(dict.fromkeys(k for v in parts.values() for k in v if k not in ("calls", "choice")))
                 lines += ["| | " + " | ".join(keys) + " |", "|---|" + "---:|" * len(keys)]
                 lines += [
                     f"| {part} | " + " | ".join(_cell(k, v.get(k)) for k in keys) + " |" for part, v in parts.items()
