@@ -204,7 +204,7 @@ def norm_backward(
 def _tile(d: int, device: torch.device) -> tuple[int, int]:
     """Rows and columns of a program's step: 2,048 elements, sixteen a thread; the interpreter pays by the step."""
     width = max(8, triton.next_power_of_2(d))
-    return max(1, (32768 if device.type == "cpu" else 2048) // width), width
+    return max(1, (4096 if device.type == "cpu" else 2048) // width), width
 
 
 def _backward_programs(device: torch.device) -> int:

@@ -43,6 +43,9 @@ class Fused:
 
     @classmethod
     def of(cls, queries: Tensor, params: Params, options: Options, memory: Tensor) -> Fused:
+        # kernels read vectors and matrices as they lie
+        tensors = [t.contiguous() for t in params.flat()]
+        params = Params.from_flat(tensors, len(params.layers), params.heads, params.eps)
         shared = share(queries, params, options, memory, gemm=queries.dtype)
         shift = shared.t0.mean(-1)
         away = shared.t0 - shift.unsqueeze(-1)
@@ -74,9 +77,10 @@ class Run:
     @classmethod
     def of(cls, fused: Fused, part: TileMemory, tile: Tile, block: Block) -> Run:
         shared = fused.shared
-        index = block.query.flatten()
+        query = block.query.contiguous()
+        index = query.flatten()
         start = State(*(t[index] if isinstance(t, Tensor) else t for t in fused.start))
-        q1 = shared.q1[block.query].to(shared.weights.gemm)
+        q1 = shared.q1[query].to(shared.weights.gemm)
         dropouts = _dropouts(shared, tile, block, len(fused.layers))
         return cls(fused, part, block, dropouts, block_masks(shared, tile, block), start, q1)
 
@@ -157,10 +161,11 @@ def pair_attention(memory: Tensor, queries: Tensor, params: Params, options: Opt
 def tile_memory(memory: Tensor, tile: Tile, fused: Fused, *, may_absorb: bool = False) -> TileMemory:
     """Keys and values of a tile, as `tiled.tile_memory`."""
     shared = fused.shared
-    weights, count, taken = shared.weights, shared.options.row_count, memory[tile.memory]
+    # what is gathered from a permuted tensor may be permuted as well
+    weights, count, taken = shared.weights, shared.options.row_count, memory[tile.memory].contiguous()
     bias = present = normed = absorbed = None
     if count is not None:
-        count = count[tile.memory]
+        count = count[tile.memory].contiguous()
         bias, present = row_bias(count, torch.float32)
     if shared.options.projected:
         kv = taken
@@ -282,7 +287,7 @@ def _dropouts(shared: Shared, tile: Tile, block: Block, layers: int) -> list[Dro
     if options.dropout_p == 0.0:
         return None
     assert options.seed is not None, "validated at the public door"
-    memory, query = tile.memory + options.memory_offset, block.query + options.query_offset
+    memory, query = tile.memory + options.memory_offset, block.query.contiguous() + options.query_offset
     t, scale = threshold(options.dropout_p), keep_scale(options.dropout_p)
     seed = options.seed.reshape(1)
     return [Dropout(seed, t, scale, l, options.direction, memory, query, shared.columns) for l in range(layers)]

@@ -56,7 +56,7 @@ def pair_backward(
     fused = Fused.of(queries, params, options, memory)
     weights, last = fused.shared.weights, len(fused.layers) - 1
     sums = Sums.zeros(params, fused)
-    grad = grad.float()
+    grad = grad.float().contiguous()
     d_memory = memory.new_zeros(memory.shape)
     for tile in fused.tiles(memory, queries):
         part = tile_memory(memory, tile, fused)
