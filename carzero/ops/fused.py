@@ -44,8 +44,7 @@ class Fused:
     @classmethod
     def of(cls, queries: Tensor, params: Params, options: Options, memory: Tensor) -> Fused:
         # kernels read vectors and matrices as they lie
-        tensors = [t.contiguous() for t in params.flat()]
-        params = Params.from_flat(tensors, len(params.layers), params.heads, params.eps)
+        params = params.rebuilt([t.contiguous() for t in params.flat()])
         shared = share(queries, params, options, memory, gemm=queries.dtype)
         shift = shared.t0.mean(-1)
         away = shared.t0 - shift.unsqueeze(-1)
