@@ -1,7 +1,8 @@
 """The command line: parses, calls, prints. Each command lives beside what it runs.
 
-A command's module defines ``configure(parser)`` and ``run(args) -> int`` (the exit code). It is imported only when the
-command is used, so that ``carzero --help`` is instant and a missing extra harms no other command.
+A command's module defines ``configure(parser)`` and ``run(args) -> int`` (the exit code), or, where it parses its words
+itself, ``main(words) -> int``. It is imported only when the command is used, so that ``carzero --help`` is instant and
+a missing extra harms no other command.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from carzero.errors import UserError
 
@@ -26,8 +27,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("carzero.assess.verify", "check that a model reaches the published figures of a benchmark"),
     "align-prompts": ("carzero.prompts.command", "rewrite reports as standard sentences, by rules or a language model"),
     "retrieve": ("carzero.zeroshot.retrieve_command", "rank reports for images and images for reports"),
+    "data": ("carzero.data.command", "check a manifest before a run, or make one from a data set's files"),
     "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
 }
+#: Commands whose settings are a typed configuration with files of its own.
+OWN_PARSER = ("train",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     chosen = next((a for a in argv if not a.startswith("-")), None)
+    if chosen in OWN_PARSER:
+        words = argv[argv.index(chosen) + 1 :]
+        return _guarded(chosen, lambda: importlib.import_module(COMMANDS[chosen][0]).main(words))
     for name, (module, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == chosen:
@@ -50,8 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
+    return _guarded(args.command, lambda: importlib.import_module(COMMANDS[args.command][0]).run(args))
+
+
+def _guarded(command: str, run: Callable[[], int]) -> int:
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+        return run()
     except UserError as error:
-        print(f"carzero {args.command}: {error}", file=sys.stderr)
+        print(f"carzero {command}: {error}", file=sys.stderr)
         return 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +18,7 @@ from carzero.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-REQUIRED, OPTIONAL = ("image", "text"), ("patient", "split", "view")
+REQUIRED, OPTIONAL = ("image", "text"), ("texts", "patient", "study", "split", "view")
 
 
 class Pair(NamedTuple):
@@ -31,14 +33,17 @@ class ManifestDataset(Dataset[Pair]):
 
     Args:
         manifest: CSV (UTF-8, with a header) or Parquet table with the columns ``image`` (path, relative to the
-            manifest's folder unless absolute) and ``text``, and optionally ``patient``, ``split`` and ``view``.
+            manifest's folder unless absolute) and ``text``, or ``texts`` in its place: a list of texts (a JSON list in
+            CSV); optionally ``patient``, ``study``, ``split`` and ``view``.
         processor: turns an image into pixels.
         split: keep only rows whose ``split`` is this; None keeps all.
 
     Attributes:
-        table: DataFrame of str with the columns the manifest has of the five, one row a pair, paths made absolute.
+        table: DataFrame of str with the columns the manifest has of those, one row a pair, paths made absolute; a
+            list of texts is joined by spaces in the column ``text``.
         images: list of str, the paths.
         texts: list of str.
+        parts: for each pair its list of texts, or None where the manifest has no lists.
 
     Raises:
         UserError: the manifest cannot be read, lacks a column or rows, has empty texts, or names images that do not
@@ -50,12 +55,12 @@ class ManifestDataset(Dataset[Pair]):
     ) -> None:
         self.manifest = Path(manifest)
         self.processor = processor or ImageProcessor()
-        self.table = _select(_read_table(self.manifest), self.manifest, split)
-        folder = self.manifest.resolve().parent
-        self.table["image"] = [str(folder / image) for image in self.table["image"]]
-        _check_files(self.table["image"], self.manifest)
+        self.table = _select(read_manifest(self.manifest), self.manifest, split)
+        self.table["image"] = absolute(self.table["image"], self.manifest)
+        check_files(self.table["image"], self.manifest)
         self.images: list[str] = self.table["image"].tolist()
         self.texts: list[str] = self.table["text"].tolist()
+        self.parts: list[list[str]] | None = self.table.pop("texts").tolist() if "texts" in self.table else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,15 +77,25 @@ class ManifestDataset(Dataset[Pair]):
         return self.processor.augmented(self.images[index], augmentation, rng)
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def absolute(images: pd.Series, manifest: Path) -> list[str]:
+    """Paths of a manifest's images, which are relative to its folder."""
+    folder = manifest.resolve().parent
+    return [str(folder / image) for image in images]
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV table, all strings, or a Parquet table as it is.
+
+    Raises:
+        UserError: it does not exist or is no such table.
+    """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise UserError(f"The manifest {path} must be a .csv or .parquet file.")
     try:
         if suffix == ".csv":
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-        else:
-            table = pd.read_parquet(path)
+            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        return pd.read_parquet(path)
     except FileNotFoundError:
         raise UserError(f"The manifest {path} does not exist.") from None
     except OSError as error:
@@ -96,15 +111,44 @@ def _read_table(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The manifest {path} is not a valid {suffix[1:]} table: {reason}.") from None
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """The columns of a manifest that training knows: str, `texts` a list of str; `text` is made from it where absent.
+
+    Raises:
+        UserError: as `read_table`, a column is missing, or a cell of `texts` is no list of strings.
+    """
+    table = read_table(path)
+    if "texts" in table.columns:
+        table["texts"] = [_text_list(cell, number, path) for number, cell in enumerate(table["texts"])]
+        if "text" not in table.columns:
+            table["text"] = table["texts"].map(" ".join)
     missing = [name for name in REQUIRED if name not in table.columns]
     if missing:
         raise UserError(
             f"The manifest {path} lacks the column{'s' * (len(missing) > 1)} {' and '.join(missing)}; it needs "
-            f"{' and '.join(REQUIRED)}, and may have {', '.join(OPTIONAL)}; "
+            f"{' and '.join(REQUIRED)}, or texts instead of text, and may have {', '.join(OPTIONAL[1:])}; "
             f"it has {', '.join(map(str, table.columns))}."
         )
-    kept = table[[name for name in (*REQUIRED, *OPTIONAL) if name in table.columns]]
-    return kept.fillna("").astype(str)
+    kept = table[[name for name in (*REQUIRED, *OPTIONAL) if name in table.columns]].copy()
+    for name in kept.columns.difference(["texts"]):
+        kept[name] = kept[name].fillna("").astype(str)
+    return kept
+
+
+def _text_list(cell: object, number: int, path: Path) -> list[str]:
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell) if cell.strip() else []
+        except ValueError:
+            cell = None
+    if isinstance(cell, str | bytes | dict) or not hasattr(cell, "__iter__") or not all(isinstance(t, str) for t in cell):
+        raise UserError(
+            f"The manifest {path} has no list of texts in the column texts of row {number + 2}, counting the header as "
+            'row 1; a CSV cell holds a JSON list: ["There is effusion.", "The heart is normal."].'
+        )
+    return [text for text in cell if text.strip()]
 
 
 def _select(table: pd.DataFrame, manifest: Path, split: str | None) -> pd.DataFrame:
@@ -128,7 +172,9 @@ def _select(table: pd.DataFrame, manifest: Path, split: str | None) -> pd.DataFr
     return table.reset_index(drop=True)
 
 
-def _check_files(images: pd.Series, manifest: Path) -> None:
+def check_files(images: Iterable[str], manifest: Path) -> None:
+    """Raise where files that a manifest names do not exist; the sentence counts them and lists the first."""
+    images = list(images)
     missing = [path for path in images if not os.path.isfile(path)]
     if missing:
         raise UserError(

@@ -111,6 +111,14 @@ class ImageProcessor:
         values = _normalized_levels()[grey]
         return torch.from_numpy(np.broadcast_to(values, (3, *values.shape)).copy())
 
+    def normalize_batch(self, grey: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, size, size] -> float32 [B, 3, size, size] on the same device, the numbers of `normalize`.
+
+        A twelfth of the bytes travels from reading processes and to the device when the levels are looked up there.
+        """
+        levels = torch.from_numpy(_normalized_levels()).to(grey.device)
+        return levels[grey.long()].unsqueeze(1).repeat(1, 3, 1, 1)
+
     def _fit(self, height: int, width: int, source: str) -> ImageGeometry:
         # The published code's own float arithmetic: 256 / longest first, then times the short side, truncated.
         ratio = self.side / float(max(height, width))

@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-from pathlib import Path
+import os
+import signal
+from collections.abc import Sequence
 
-from carzero.train.config import TrainConfig, read_config
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", help="JSON or YAML file with any of the options below as keys")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    for field in dataclasses.fields(TrainConfig):
-        default = "" if field.default is dataclasses.MISSING or field.default is None else f" (default {field.default})"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            default=argparse.SUPPRESS,
-            metavar=field.name.rsplit("_", 1)[-1].upper(),
-            # argparse reads % as a format
-            help=(field.metadata["help"] + default).replace("%", "%%"),
-        )
+from carzero.errors import UserError
 
 
-def run(args: argparse.Namespace) -> int:
-    from carzero.train.loop import train
-    from carzero.train.ranks import join, leave
+def main(words: Sequence[str]) -> int:
+    """Train as these words say.
 
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(TrainConfig) if hasattr(args, f.name)}
-    values = {**(read_config(args.config) if args.config else {}), **given}
-    first = join().first
+    Returns:
+        0: the run is complete, or it was told to end by SIGTERM or SIGUSR1 (the end of a job) and left a checkpoint;
+        130: it was interrupted by SIGINT (Ctrl-C) and left a checkpoint.
+    """
     try:
-        result = train(TrainConfig.from_mapping(values), resume=args.resume)
+        from carzero.train.options import parse_command, to_yaml
+    except ImportError as error:
+        raise UserError(f"train: {error.name} is missing; install it: pip install 'carzero[train]'.") from None
+    asked = parse_command(words)
+    if asked.print_config:
+        print(to_yaml(asked.config), end="")
+        return 0
+    from carzero.train.loop import train
+    from carzero.train.ranks import leave
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        result = train(asked.config, resume={None: False, "must": True, "auto": "auto"}[asked.resume])
     finally:
         leave()
-    if result.signal is not None:
-        end = f"stopped after step {result.step}; go on with: carzero train --out {Path(result.out)} --resume ..."
-    else:
-        end = f"wrote {Path(result.out) / 'model'}"
-    if first:
-        print(end)
-    return 0 if result.signal is None else 128 + result.signal
+    if first and result.signal is None:
+        print(f"wrote {result.out / 'model'} and {result.out / 'summary.html'}")
+    elif first:
+        print(f"stopped after step {result.step}; go on with the same command and --resume auto")
+    return 128 + signal.SIGINT if result.signal == signal.SIGINT else 0

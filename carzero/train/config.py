@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,45 +17,107 @@ from carzero.errors import UserError
 
 def _doc(text: str, default: Any = dataclasses.MISSING) -> Any:
     """A field with the sentence that `carzero train --help` shows."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, "default": default})
     return field(default=default, metadata={"help": text})
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise UserError(f"train: {name} must be at least {least}, got {value}.")
+
+
+@dataclass(frozen=True)
+class Init:
+    """What a run starts from; without any, random weights of the preset `TrainConfig.model`.
+
+    Raises:
+        UserError: a whole model and one of its parts are named together.
+    """
+
+    weights: str | None = _doc("a whole model: a model folder, a hub id or a published .ckpt", None)
+    image: str | None = _doc(
+        "image encoder: a timm name (fetched from the hub), a folder or file of a timm state dict, or an M3AE or MRM "
+        "checkpoint (vision_encoder.*)",
+        None,
+    )
+    text: str | None = _doc("text encoder: a hub id or a folder of a BERT-type model; brings its tokenizer", None)
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and (self.image is not None or self.text is not None):
+            raise UserError(
+                "train: init.weights names a whole model, so init.image and init.text must be left out, got "
+                f"init.image={self.image!r} and init.text={self.text!r}."
+            )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Zero-shot AUROC on labelled images while the run goes on; none where no manifest is given.
+
+    Raises:
+        UserError: a manifest without prompts.
+    """
+
+    manifest: str | None = _doc("table with the column image and a 0/1 column a class; empty cells are not scored", None)
+    prompts: str | None = _doc("file of prompts as carzero classify takes it; its classes name the label columns", None)
+    split: str | None = _doc("rows whose column split is this; all when not given", None)
+    every: int = _doc("steps between validations; one is always made at the end", 500)
+    batch_size: int = _doc("images scored at a time", 32)
+
+    def __post_init__(self) -> None:
+        if (self.manifest is None) != (self.prompts is None):
+            raise UserError(
+                "train: validation.manifest and validation.prompts belong together, got "
+                f"{self.manifest!r} and {self.prompts!r}."
+            )
+        for name in ("every", "batch_size"):
+            _at_least(f"validation.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run; the optimizer's defaults are the published recipe's.
+    """Everything that decides a training run.
 
-    Equivalent to the keys of the file given as ``carzero train --config FILE`` (JSON or YAML); each key is also an
-    option of the command (``batch_size`` is ``--batch-size``), and options win over the file.
+    Equivalent to the keys of a file given as ``carzero train --config FILE`` (YAML or JSON); each key is also an
+    option of the command (``batch_size`` is ``--batch-size``), and options win over files.
 
     Raises:
         UserError: a value is out of range, or a name is not among those known.
 
-    Source: CARZero (arXiv 2402.17417) section 4.1 and its published training configuration.
+    Source: CARZero (arXiv 2402.17417) section 4.1 and its published training configuration; what it sets is in
+        ``carzero/train/recipes/published.yaml``.
     """
 
-    manifest: str = _doc("CSV or Parquet table with the columns image and text")
-    out: str = _doc("folder for the model, checkpoints, metrics.csv and config.json")
-    init: str | None = _doc("weights to start from: a model folder, a hub id or a published .ckpt", None)
-    model: str = _doc("preset of the model that is trained from nothing when init is not given", "tiny")
+    manifest: str = _doc("CSV or Parquet table with the columns image and text or texts")
+    out: str = _doc("folder for the model, checkpoints, metrics.csv, config.yaml and summary.html")
+    split: str | None = _doc("rows whose column split is this; all when not given", None)
+    init: Init = _doc("what the run starts from", Init())
+    model: str = _doc("preset (tiny, small, carzero) or .json file of the model where init.weights is not given", "tiny")
     tokenizer: str | None = _doc(
-        "tokenizer folder or hub id; a word-level one is made from the texts if not given", None
+        "tokenizer folder or hub id; that of init.text, or a word-level one made from the texts, if not given", None
     )
     epochs: int = _doc("passes over the manifest", 15)
     steps: int | None = _doc("optimizer steps; when given, epochs is not read", None)
-    batch_size: int = _doc("image-text pairs in a step, of all processes; each is a negative of all others", 64)
+    batch_size: int | dict[int, int] = _doc(
+        "image-text pairs in a step, of all processes; each is a negative of all others. {0: 64, 2: 128} is 64 in the "
+        "first two epochs and 128 from then on",
+        64,
+    )
     micro_batch: int | None = _doc(
         "images that a process encodes at a time; the loss stays that of the whole batch, and the encoders run twice",
         None,
     )
-    learning_rate: float = _doc("peak learning rate of AdamW", 5e-5)
+    optimizer: Literal["adamw", "adam"] = _doc("adamw decouples the decay of matrices; adam adds it to gradients", "adamw")
+    learning_rate: float = _doc("peak learning rate", 5e-5)
     schedule: Literal["cosine", "constant"] = _doc("course of the learning rate after the warm-up", "cosine")
     warmup: float = _doc("share of all steps in which the rate climbs from 0", 0.05)
-    weight_decay: float = _doc("decoupled decay of matrices; biases and norms are spared", 1e-6)
-    betas: tuple[float, float] = _doc("decay of AdamW's two averages", (0.5, 0.999))
+    weight_decay: float = _doc("decay of matrices; biases and norms are spared by adamw", 1e-6)
+    betas: tuple[float, float] = _doc("decay of the optimizer's two averages", (0.5, 0.999))
     clip: float = _doc("largest norm of the whole gradient; 0 does not clip", 0.25)
-    text: Literal["sentence", "some", "report"] = _doc(
-        "what stands for a report in a step: one random sentence (published), one or (every second time) two to four "
-        "of them, or all",
+    text: Literal["sentence", "some", "report", "published"] = _doc(
+        "what stands for a report in a step: one random sentence, one or (every second time) two to four of them, or "
+        "all; published: one of the sentences that the authors' code cuts and keeps",
         "sentence",
     )
     positives: Literal["diagonal", "identical", "report"] = _doc(
@@ -69,35 +128,49 @@ class TrainConfig:
     texts_per_image: int = _doc(
         "texts drawn from each image's report for a step; more cost little, the images are encoded once", 1
     )
-    augment: Literal["none", "crop", "affine"] = _doc(
-        "random views of an image: none, a crop, or crop, rotation, scale, brightness and contrast; never a flip",
+    augment: Literal["none", "crop", "affine", "published"] = _doc(
+        "random views of an image: none, a crop, or crop, rotation (10 degrees; published: 30), shift, scale, "
+        "brightness and contrast",
         "none",
     )
-    cache: bool = _doc("keep the prepared images in memory after the first pass", False)
+    flip: Literal["none", "image", "sides"] = _doc(
+        "mirror some images: none; image (published: the text goes on saying left for what is now right); or sides, "
+        "which swaps left and right in the image's text too",
+        "none",
+    )
+    flip_share: float = _doc("share of the images that flip mirrors", 0.3)
+    cache: bool = _doc("keep the prepared images in memory, shared by the reading processes", False)
+    cache_folder: str | None = _doc("keep the prepared images in a file of this folder, for later runs too", None)
+    validation: Validation = _doc("zero-shot AUROC during the run", Validation())
     seed: int = _doc("of weights, data order, sentences and dropout", 0)
     device: str = _doc("cpu, cuda, cuda:N, or auto", "auto")
-    precision: Literal["auto", "float32", "bfloat16"] = _doc("auto: bfloat16 autocast on CUDA, float32 on CPU", "auto")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = _doc(
+        "of activations; auto: bfloat16 autocast on CUDA, float32 on CPU; float16 scales the loss", "auto"
+    )
+    sharding: Literal["none", "fsdp2"] = _doc(
+        "fsdp2 spreads weights, gradients and optimizer over the processes; none keeps a copy in each", "none"
+    )
+    compile: bool = _doc("compile the encoders with torch.compile", False)
     backend: str = _doc("backend of the decoder: auto, reference, torch, cpp, triton or cuda", "auto")
     workers: int = _doc("processes that read images; 0 reads in the training process", 0)
+    trackers: list[str] = _doc("where accelerate sends the figures as well: tensorboard, wandb, mlflow, ...", [])
     log_every: int = _doc("steps between printed lines where the output is no terminal", 20)
     checkpoint_every: int = _doc("steps between checkpoints; one is always written at the end and on interruption", 500)
+    keep: int = _doc("newest checkpoints that are kept", 3)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
-        for name in ("epochs", "batch_size", "texts_per_image", "log_every", "checkpoint_every"):
+        object.__setattr__(self, "trackers", list(self.trackers))
+        for name in ("epochs", "texts_per_image", "log_every", "checkpoint_every", "keep"):
             _at_least(name, getattr(self, name), 1)
-        if self.steps is not None:
-            _at_least("steps", self.steps, 1)
-        if self.micro_batch is not None:
-            _at_least("micro_batch", self.micro_batch, 1)
+        for name in ("steps", "micro_batch"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
         for name in ("weight_decay", "clip", "workers", "seed"):
             _at_least(name, getattr(self, name), 0)
+        self._check_batch_size()
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise UserError(f"train: learning_rate must be positive and finite, got {self.learning_rate}.")
-        if self.cache and self.workers:
-            raise UserError(
-                f"train: cache keeps images in the training process, so it needs workers 0, got {self.workers}."
-            )
         if self.text == "report" and self.texts_per_image > 1:
             raise UserError(
                 "train: text='report' says all there is about an image in one text, so it needs texts_per_image 1, got "
@@ -105,62 +178,61 @@ class TrainConfig:
             )
         if not 0 <= self.warmup < 1:
             raise UserError(f"train: warmup is a share of all steps and must lie in [0, 1), got {self.warmup}.")
+        if not 0 <= self.flip_share <= 1:
+            raise UserError(f"train: flip_share must lie in [0, 1], got {self.flip_share}.")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise UserError(f"train: betas must be two numbers in [0, 1), got {self.betas}.")
-        hints = typing.get_type_hints(type(self))
-        for name, hint in hints.items():
+        if self.cache and self.cache_folder is not None:
+            raise UserError(
+                f"train: cache keeps images in memory and cache_folder in {self.cache_folder}; give one of the two."
+            )
+        for name, hint in typing.get_type_hints(type(self)).items():
             if typing.get_origin(hint) is Literal:
                 one_of(name, getattr(self, name), typing.get_args(hint))
+
+    def _check_batch_size(self) -> None:
+        sizes = self.batch_size if isinstance(self.batch_size, dict) else {0: self.batch_size}
+        if 0 not in sizes or any(epoch < 0 for epoch in sizes):
+            raise UserError(f"train: batch_size by epoch must begin at epoch 0, got {sizes}.")
+        for size in sizes.values():
+            _at_least("batch_size", size, 1)
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """Pairs of a step, by the first epoch for which it holds, in order."""
+        return dict(sorted(self.batch_size.items())) if isinstance(self.batch_size, dict) else {0: self.batch_size}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainConfig:
         """The config of these values; an unknown key is an error that names the nearest known one."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
-            one_of("key", key, known)
-        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in values]
-        if missing:
-            raise UserError(f"train: {' and '.join(missing)} must be given, as --{missing[0]} or in the config file.")
-        hints = typing.get_type_hints(cls)
-        return cls(**{k: coerce(k, v, hints[k]) for k, v in values.items()})
+        from carzero.train.options import parse_mapping
+
+        return parse_mapping(values)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, ready for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    def resolve_device(self) -> tuple[torch.device, str]:
-        """The device and why."""
-        if self.device != "auto":
-            return torch.device(self.device), "asked for"
-        if torch.cuda.is_available():
-            return torch.device("cuda"), "a CUDA device is present"
-        return torch.device("cpu"), "no CUDA device is present"
-
-    def resolve_precision(self, device: torch.device) -> tuple[torch.dtype, str]:
-        """The dtype of activations and why; weights and optimizer stay float32."""
-        if self.precision != "auto":
-            return getattr(torch, self.precision), "asked for"
-        if device.type == "cuda":
-            return torch.bfloat16, "a CUDA device multiplies bfloat16 several times faster"
-        return torch.float32, "a CPU trains in float32 unless asked otherwise"
+        """All fields, ready for YAML or JSON."""
+        plain = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The keys of a JSON or YAML file."""
-    import yaml
+def flat_fields(config: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Dotted name, type, default (`dataclasses.MISSING` where there is none) and help of every setting."""
+    hints = typing.get_type_hints(config)
+    for entry in dataclasses.fields(config):
+        hint, name = hints[entry.name], prefix + entry.name
+        if dataclasses.is_dataclass(hint):
+            yield from flat_fields(typing.cast(type, hint), f"{name}.")
+        else:
+            yield name, hint, entry.metadata.get("default", entry.default), entry.metadata["help"]
 
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"train: cannot read the config file {path}: {error.strerror}.") from None
-    try:
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"train: {path} is not valid JSON or YAML: {' '.join(str(error).split())}.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"train: {path} must hold keys and values, got {type(values).__name__}.")
-    return values
+
+def choose_dtype(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The dtype of activations and why; weights and optimizer stay float32."""
+    if precision != "auto":
+        return getattr(torch, precision), "asked for"
+    if device.type == "cuda":
+        return torch.bfloat16, "a CUDA device multiplies bfloat16 several times faster"
+    return torch.float32, "a CPU trains in float32 unless asked otherwise"
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:
@@ -170,36 +242,3 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
         near = difflib.get_close_matches(str(value), known, 1, 0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"train: unknown {name} {value!r}.{hint} Known: {', '.join(known)}.")
-
-
-def coerce(name: str, value: Any, hint: Any) -> Any:
-    """`value` (a string from the command line, or what a file holds) as the field's type."""
-    options = typing.get_args(hint)
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        if value is None or value == "none":
-            return None
-        hint = next(o for o in options if o is not type(None))
-    try:
-        if hint is bool:
-            if str(value).lower() not in ("true", "false"):
-                raise ValueError
-            return str(value).lower() == "true"
-        if typing.get_origin(hint) is tuple:
-            parts = value.split(",") if isinstance(value, str) else value
-            return tuple(float(p) for p in parts)
-        if hint is int:
-            number = float(value)
-            if isinstance(value, bool) or number != int(number):
-                raise ValueError
-            return int(number)
-        if hint is float:
-            return float(value)
-    except (TypeError, ValueError):
-        kind = getattr(hint, "__name__", str(hint))
-        raise UserError(f"train: {name} must be {kind}, got {value!r}.") from None
-    return value if value is None else str(value)
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
-        raise UserError(f"train: {name} must be at least {least}, got {value}.")

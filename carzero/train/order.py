@@ -1,6 +1,12 @@
-"""Which pairs, and which sentence of each, a step sees: a function of the seed and the step alone."""
+"""Which pairs, and which sentence of each, a step sees: a function of the seed and the step alone.
+
+So the position of a run is one integer, the number of steps done, whatever the number of processes.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +17,47 @@ def steps_per_epoch(pairs: int, batch_size: int) -> int:
     return max(1, pairs // batch_size)
 
 
-def batch_indices(step: int, *, pairs: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class Course:
+    """How steps fall into epochs when the batch size changes between them.
+
+    Args:
+        pairs: N.
+        sizes: pairs of a step, by the first epoch for which it holds, from epoch 0 on, in order.
+    """
+
+    pairs: int
+    sizes: Mapping[int, int]
+
+    def batch_size(self, epoch: int) -> int:
+        """Pairs of a step in this epoch, at most N."""
+        return min(self.pairs, next(size for first, size in reversed(list(self.sizes.items())) if first <= epoch))
+
+    def steps(self, epochs: int) -> int:
+        """Steps in the first `epochs` epochs."""
+        starts = [*self.sizes, max(epochs, *self.sizes)]
+        return sum(
+            max(0, min(end, epochs) - start) * steps_per_epoch(self.pairs, self.batch_size(start))
+            for start, end in zip(starts, starts[1:])
+        )
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Epoch of a step, and its number in it."""
+        for start, end in zip(self.sizes, [*list(self.sizes)[1:], None]):
+            first, each = self.steps(start), steps_per_epoch(self.pairs, self.batch_size(start))
+            if end is None or step < first + (end - start) * each:
+                epochs, slot = divmod(step - first, each)
+                return start + epochs, slot
+        raise AssertionError("the last size holds for ever")
+
+
+def batch_indices(step: int, *, pairs: int, batch_size: int | Mapping[int, int], seed: int) -> NDArray[np.int64]:
     """Indices ``[B]`` of a step's pairs: a slice of the epoch's own permutation, without a repeat within an epoch."""
-    epoch, slot = divmod(step, steps_per_epoch(pairs, batch_size))
+    course = Course(pairs, batch_size if isinstance(batch_size, Mapping) else {0: batch_size})
+    epoch, slot = course.place(step)
+    size = course.batch_size(epoch)
     order = np.random.default_rng((seed, epoch)).permutation(pairs)
-    return order[slot * batch_size : (slot + 1) * batch_size]
+    return order[slot * size : (slot + 1) * size]
 
 
 def pair_generator(seed: int, step: int, index: int) -> np.random.Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 from carzero.errors import UserError
 from carzero.models.carzero import CARZero
 from carzero.models.checkpoint import load
-from carzero.models.config import CARZeroConfig
+from carzero.models.config import CARZeroConfig, ImageEncoderConfig, TextEncoderConfig
 from carzero.models.tokenizer import load_tokenizer, word_tokenizer
 from carzero.train.config import TrainConfig, one_of
+from carzero.train.image_weights import image_tensors, load_image_weights
 
 #: Models that `TrainConfig.model` names; the size of the vocabulary follows the tokenizer.
 PRESETS = {
@@ -28,29 +30,65 @@ def build_model(config: TrainConfig, texts: Sequence[str]) -> tuple[CARZero, str
 
     Args:
         texts: all texts of the manifest; a word-level tokenizer is made from them where none is given.
+
+    Raises:
+        UserError: a part cannot be had, or the parts do not fit each other.
     """
-    if config.init is not None:
-        return load(config.init, tokenizer=config.tokenizer), f"weights of {config.init}"
+    init = config.init
+    if init.weights is not None:
+        return load(init.weights, tokenizer=config.tokenizer), f"weights of {init.weights}"
     torch.manual_seed(config.seed)
-    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else word_tokenizer(texts)
-    if config.model.endswith(".json"):
-        try:
-            chosen = CARZeroConfig.from_json(Path(config.model).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"train: cannot read the model configuration {config.model}: {error.strerror}.") from None
-    else:
-        one_of("model", config.model, PRESETS)
-        chosen = PRESETS[config.model]
-    chosen = dataclasses.replace(chosen, text=dataclasses.replace(chosen.text, vocab_size=len(tokenizer)))
-    vocabulary = config.tokenizer or f"{len(tokenizer)} word pieces made from the texts"
-    return CARZero(chosen, tokenizer), f"random weights, {config.model} model, {vocabulary}"
+    source = config.tokenizer or init.text
+    tokenizer = load_tokenizer(source) if source else word_tokenizer(texts)
+    vocabulary = source or f"{len(tokenizer)} word pieces made from the texts"
+    chosen = _preset(config.model)
+    text = dataclasses.replace(chosen.text, vocab_size=len(tokenizer))
+    if init.text is not None:
+        text = TextEncoderConfig.from_hugging_face(init.text, max_tokens=chosen.text.max_tokens)
+    image = chosen.image
+    if init.image is not None and not Path(init.image).exists():
+        # a timm name brings its own sizes
+        image = ImageEncoderConfig(_timm_name(init.image), image_size=image.image_size, position="learned")
+    mode = "published" if config.text == "published" else chosen.text_mode
+    model = CARZero(dataclasses.replace(chosen, image=image, text=text, text_mode=mode), tokenizer)
+    parts = [f"{config.model} model, {vocabulary}"]
+    if init.image is not None:
+        tensors = image_tensors(init.image)
+        parts.append(load_image_weights(model.image_encoder, tensors, init.image))
+    if init.text is not None:
+        parts.append(f"text encoder of {init.text}")
+    rest = {0: "all", 1: "other", 2: "decoder"}[(init.image is not None) + (init.text is not None)]
+    return model, f"{'; '.join(parts)}; {rest} weights random"
 
 
-def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over all trained parameters; matrices decay, biases, norms and other vectors do not."""
+def build_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW over all trained parameters; under AdamW matrices decay, biases, norms and other vectors do not."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )  # fmt: skip
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+
+
+def _preset(name: str) -> CARZeroConfig:
+    if not name.endswith(".json"):
+        one_of("model", name, PRESETS)
+        return PRESETS[name]
+    try:
+        return CARZeroConfig.from_json(Path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"train: cannot read the model configuration {name}: {error.strerror}.") from None
+
+
+def _timm_name(name: str) -> str:
+    import timm
+
+    if not timm.is_model(name.removeprefix("timm/").split(".")[0]):
+        near = ", ".join(difflib.get_close_matches(name, timm.list_models("vit*"), 3, 0.0))
+        raise UserError(f"train: init.image {name!r} is neither a file or folder here nor a timm model; near it are {near}.")
+    return name.removeprefix("timm/")

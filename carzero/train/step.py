@@ -11,7 +11,7 @@ Source: Gao et al., "Scaling deep contrastive learning batch size under memory l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,15 @@ class StepInputs:
 
 
 def accumulate_gradients(
-    model: CARZero, inputs: StepInputs, ranks: Ranks, *, micro_batch: int | None, dtype: torch.dtype, backend: str
+    model: CARZero,
+    inputs: StepInputs,
+    ranks: Ranks,
+    *,
+    micro_batch: int | None,
+    dtype: torch.dtype,
+    backend: str,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    sharded: bool = False,
 ) -> Tensor:
     """Add the gradient of the global batch's loss to the model's parameters on every rank; returns the loss, detached.
 
@@ -53,15 +61,18 @@ def accumulate_gradients(
         micro_batch: images that are encoded at a time; None: all of this rank's.
         dtype: of autocast; float32 is none.
         backend: of the all-pairs op.
+        backward: called with this rank's share of the loss; scales it where the precision needs that.
+        sharded: the weights are FSDP2's, which adds up the gradients of all ranks itself.
     """
     size = micro_batch or max(1, len(inputs.pixels))
     parts = [slice(i, i + size) for i in range(0, len(inputs.pixels), size)]
     if len(parts) <= 1:
         loss = _loss(model, *_encode(model, inputs, slice(None), dtype), inputs, ranks, dtype, backend)
-        loss.backward()
+        backward(loss)
     else:
-        loss = _in_two_passes(model, inputs, parts, ranks, dtype, backend)
-    sum_gradients(model, ranks)
+        loss = _in_two_passes(model, inputs, parts, ranks, dtype, backend, backward)
+    if not sharded:
+        sum_gradients(model, ranks)
     return ranks.sum(loss.detach())
 
 
@@ -107,7 +118,13 @@ def _loss(
 
 
 def _in_two_passes(
-    model: CARZero, inputs: StepInputs, parts: list[slice], ranks: Ranks, dtype: torch.dtype, backend: str
+    model: CARZero,
+    inputs: StepInputs,
+    parts: list[slice],
+    ranks: Ranks,
+    dtype: torch.dtype,
+    backend: str,
+    backward: Callable[[Tensor], None],
 ) -> Tensor:
     devices = [inputs.pixels.device] if inputs.pixels.is_cuda else []
     states, encoded = [], []
@@ -117,7 +134,7 @@ def _in_two_passes(
             encoded.append(_encode(model, inputs, part, dtype))
     images, texts = (_leaf(Encoded.cat([pair[side] for pair in encoded])) for side in (0, 1))
     loss = _loss(model, images, texts, inputs, ranks, dtype, backend)
-    loss.backward()
+    backward(loss)
     after = _random_state(devices)
     for part, state in zip(parts, states):
         _set_random_state(state, devices)

@@ -17,25 +17,16 @@ import carzero
 from carzero.cli import main
 from carzero.errors import UserError
 from carzero.models.config import CARZeroConfig
-from carzero.train.batches import PairStream, batches, sentences
+from carzero.train.batches import PairStream
 from carzero.train.checkpoint import checkpoints
 from carzero.train.config import TrainConfig
 from carzero.train.loop import train
 from carzero.train.loss import contrastive_loss, positive_pairs
+from carzero.train.options import read_config
 from carzero.train.order import batch_indices, dropout_seed
+from carzero.train.reader import Reader
+from carzero.train.sentences import sentences
 from carzero.train.start import build_model
-
-
-@pytest.fixture
-def config(manifest: Path, tmp_path: Path) -> TrainConfig:
-    """Six steps of a model of width 32, dropout included."""
-    model = CARZeroConfig.tiny(width=32, depth=1, heads=2, layers=2, image_size=32, dropout=0.1)
-    path = tmp_path / "model.json"
-    path.write_text(model.to_json(), encoding="utf-8")
-    return TrainConfig(
-        manifest=str(manifest), out=str(tmp_path / "run"), model=str(path), steps=6, batch_size=5, learning_rate=1e-3,
-        device="cpu", augment="affine", positives="report", text="some",
-    )  # fmt: skip
 
 
 def test_same_seed_same_losses_and_another_seed_others(config: TrainConfig, tmp_path: Path) -> None:
@@ -117,11 +108,16 @@ def test_several_texts_for_each_image(config: TrainConfig) -> None:
 
 
 def test_learns_a_dozen_pairs(config: TrainConfig, tmp_path: Path) -> None:
-    longer = dataclasses.replace(config, steps=60, batch_size=12, learning_rate=3e-3, augment="none", cache=True)
+    """Without dropout it reaches the least loss there is: each of three reports stands with four of twelve images."""
+    model = CARZeroConfig.tiny(width=32, depth=1, heads=2, layers=2, image_size=32, dropout=0.0)
+    (tmp_path / "model.json").write_text(model.to_json(), encoding="utf-8")
+    longer = dataclasses.replace(
+        config, steps=50, batch_size=12, learning_rate=3e-3, augment="none", cache=True, text="report"
+    )  # fmt: skip
     losses = train(longer, quiet=True).losses
-    # from 2 ln 12, the loss of a model that tells nothing apart
+    # from 2 ln 12, the loss of a model that tells nothing apart, to 2 ln 4
     assert losses[0] == pytest.approx(2 * np.log(12), rel=0.05)
-    assert np.mean(losses[-5:]) < losses[0] - 0.3
+    assert np.mean(losses[-5:]) == pytest.approx(2 * np.log(4), rel=0.01)
 
 
 def test_model_folder_opens_to_the_same_scores(config: TrainConfig) -> None:
@@ -132,8 +128,7 @@ def test_model_folder_opens_to_the_same_scores(config: TrainConfig) -> None:
     torch.testing.assert_close(
         model.similarity(pixels, prompts), result.model.similarity(pixels, prompts), rtol=0, atol=0
     )
-    saved = json.loads((Path(config.out) / "config.json").read_text())
-    assert TrainConfig.from_mapping(saved) == config
+    assert TrainConfig.from_mapping(read_config(Path(config.out) / "config.yaml")) == config
 
 
 def test_a_convolutional_stem_is_saved_with_its_running_statistics(config: TrainConfig, tmp_path: Path) -> None:
@@ -172,7 +167,7 @@ def test_an_epoch_sees_no_pair_twice_and_reader_processes_change_nothing(config:
     assert len(set(seen.tolist())) == 10
     stream = PairStream(config)
     stream.prepare_for(carzero.CARZero(CARZeroConfig.from_json(Path(config.model).read_text())))
-    for alone, read in zip(batches(stream, 0, 3, 0), batches(stream, 0, 3, 2)):
+    for alone, read in zip(Reader(stream, 0, 3, 0), Reader(stream, 0, 3, 2), strict=True):
         assert alone.texts == read.texts
         torch.testing.assert_close(alone.pixels, read.pixels, rtol=0, atol=0)
 

@@ -16,8 +16,9 @@ import carzero
 from carzero.models.carzero import CARZero
 from carzero.models.config import CARZeroConfig
 from carzero.models.tokenizer import word_tokenizer
-from carzero.train.config import TrainConfig
+from carzero.train.config import TrainConfig, Validation
 from carzero.train.loop import train
+from carzero.train.options import to_yaml
 from carzero.train.ranks import Ranks
 from carzero.train.step import StepInputs, accumulate_gradients
 
@@ -99,19 +100,11 @@ def config(manifest: Path, tmp_path: Path) -> TrainConfig:
 
 
 def torchrun(config: TrainConfig, out: Path, processes: int, *options: str) -> subprocess.CompletedProcess:
-    settings = dataclasses.replace(config, out=str(out)).as_dict()
-    arguments = [
-        word
-        for name, value in settings.items()
-        if value is not None
-        for word in (
-            f"--{name.replace('_', '-')}",
-            ",".join(map(str, value)) if isinstance(value, list) else str(value),
-        )
-    ]
+    settings = out.with_name(f"{out.name}.yaml")
+    settings.write_text(to_yaml(dataclasses.replace(config, out=str(out))), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
-        [*command, "-m", "carzero", "train", *arguments, *options], capture_output=True, text=True, timeout=300,
+        [*command, "-m", "carzero", "train", "--config", str(settings), *options], capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -120,18 +113,32 @@ def losses(out: Path) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader((out / "metrics.csv").open())]
 
 
-def test_a_run_on_two_processes_is_the_run_on_one(config: TrainConfig, tmp_path: Path) -> None:
-    """Seven pairs on two processes, cut into parts of two: the same losses, the same model."""
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_a_run_on_two_processes_is_the_run_on_one(
+    config: TrainConfig, tmp_path: Path, sharding: str, labelled: Validation
+) -> None:
+    """Seven pairs on two processes, cut into parts of two: the same losses, scores and model, weights spread or not."""
+    config = dataclasses.replace(config, validation=labelled)
     one = train(config, quiet=True)
-    done = torchrun(dataclasses.replace(config, micro_batch=2), tmp_path / "two", 2)
+    cut = dataclasses.replace(config, micro_batch=2, sharding=sharding, checkpoint_every=2)
+    done = torchrun(cut, tmp_path / "two", 2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "processes: 2; each holds 4 images of a step at most" in done.stdout
     assert done.stdout.count("wrote ") == 1
     assert losses(tmp_path / "two") == pytest.approx(one.losses, rel=1e-5)
+    ours, theirs = (list(csv.reader((out / "validation.csv").open())) for out in (tmp_path / "two", one.out))
+    assert [row[0] for row in ours] == ["step", "2", "4"]
+    assert ours == theirs
     two = carzero.load(tmp_path / "two" / "model")
     for (name, a), b in zip(one.model.named_parameters(), two.parameters(), strict=True):
         # AdamW divides by the gradient's size, so a rounding difference in a tiny gradient is a step's
         assert float((a - b).norm()) <= 1e-3 * float(a.norm() + 1), name
+    # a checkpoint is whole however its run was spread: each of the two goes on to the same loss as the other
+    if sharding == "fsdp2":
+        state = torch.load(tmp_path / "two" / "checkpoints" / "step-000002" / "state.pt", weights_only=True)
+        moments = [entry["exp_avg"].shape for entry in state["optimizer"]["state"].values()]
+        trained = [p for p in one.model.parameters() if p.requires_grad]
+        assert sorted(moments) == sorted(p.shape for p in trained)
 
 
 def test_processes_must_stay_as_many(config: TrainConfig, tmp_path: Path) -> None:
