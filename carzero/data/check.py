@@ -87,7 +87,9 @@ def check_manifest(
     problems: dict[int, list[str]] = {}
     findings: list[Finding] = []
 
-    def found(what: str, rows: Iterable[int], *, grave: bool, examples: Iterable[str] | None = None, count: int | None = None):
+    def found(
+        what: str, rows: Iterable[int], *, grave: bool, examples: Iterable[str] | None = None, count: int | None = None
+    ):
         rows = list(rows)
         for row in rows:
             problems.setdefault(row, []).append(what)
@@ -113,22 +115,28 @@ def check_manifest(
             splits = named.groupby(name)["split"].agg(lambda s: sorted(set(s)))
             torn = splits[splits.map(len) > 1]
             found(
-                f"{where} in more than one split", named.index[named[name].isin(torn.index)], grave=True, count=len(torn),
-                examples=[f"{key}: {' and '.join(map(str, parts))}" for key, parts in torn.items()],
+                f"{where} in more than one split", named.index[named[name].isin(torn.index)], grave=True,
+                count=len(torn), examples=[f"{key}: {' and '.join(map(str, parts))}" for key, parts in torn.items()],
             )  # fmt: skip
     cleaned = table["text"].map(clean_text)
-    found("texts without a Latin letter or digit", table.index[(cleaned == "") & (table["text"].str.strip() != "")], grave=True)
+    found(
+        "texts without a Latin letter or digit",
+        table.index[(cleaned == "") & (table["text"].str.strip() != "")],
+        grave=True,
+    )
     twice = table.duplicated(["image", "text"], keep=False)
     found("rows that repeat an image with the same text", table.index[twice], grave=False)
-    listed = pd.Series(images).duplicated(keep=False) & ~twice.reset_index(drop=True)
+    listed = pd.Series(images).duplicated(keep=False) & ~twice
     found("rows that repeat an image with another text", table.index[listed], grave=False)
-    content = pd.Series({images[row]: result.digest for row, result in zip(present, read) if result.digest}, dtype=object)
-    same = content[content.duplicated(keep=False)].groupby(content).agg(list) if len(content) else content
-    copies = {image for group in same for image in group}
+    names: dict[str, set[str]] = {}
+    for row, result in zip(present, read):
+        if result.digest:
+            names.setdefault(result.digest, set()).add(images[row])
+    copies = {image: files for files in names.values() if len(files) > 1 for image in files}
     found("files with the same pixels under several names", [r for r in present if images[r] in copies], grave=False)
-    if "split" in table and len(same):
-        split_of = dict(zip(images, table["split"]))
-        leaked = {image for group in same for image in group if len({split_of[i] for i in group}) > 1}
+    if "split" in table:
+        splits_of = pd.Series(table["split"].to_numpy()).groupby(images).agg(set)
+        leaked = {image for image, files in copies.items() if len(set().union(*(splits_of[f] for f in files))) > 1}
         found("the same pixels in more than one split", [r for r in present if images[r] in leaked], grave=True)
     lengths, unit, limit = _lengths(cleaned.tolist(), tokenizer, max_tokens)
     found(f"texts longer than {limit} {unit}, which are cut", np.flatnonzero(lengths > limit).tolist(), grave=False)
@@ -179,13 +187,19 @@ def _lengths(texts: list[str], tokenizer: str | None, max_tokens: int) -> tuple[
 
 
 def _facts(table: pd.DataFrame, lengths: np.ndarray, unit: str) -> dict[str, str]:
-    facts = {"rows": f"{len(table):,}", "images": f"{table['image'].nunique():,}", "texts": f"{table['text'].nunique():,}"}
+    facts = {
+        "rows": f"{len(table):,}",
+        "images": f"{table['image'].nunique():,}",
+        "texts": f"{table['text'].nunique():,}",
+    }
     for name, plural in (("patient", "patients"), ("study", "studies")):
         if name in table:
             facts[plural] = f"{table[name][table[name] != ''].nunique():,}"
     for name in ("split", "view"):
         if name in table:
-            facts[f"rows by {name}"] = ", ".join(f"{key or '(blank)'} {n:,}" for key, n in table[name].value_counts().items())
+            facts[f"rows by {name}"] = ", ".join(
+                f"{key or '(blank)'} {n:,}" for key, n in table[name].value_counts().items()
+            )
     if "texts" in table:
         facts["texts a row"] = f"{table['texts'].map(len).mean():.1f} on average"
     half, most = np.percentile(lengths, [50, 99])

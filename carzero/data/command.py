@@ -16,7 +16,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--tokenizer", help="folder or hub id, to count word pieces (default: words are counted)")
     check.add_argument("--max-tokens", type=int, default=97, help="word pieces of the text encoder (default: 97)")
     check.add_argument("--workers", type=int, default=0, help="processes that decode images (default: 0)")
-    check.add_argument("--no-images", action="store_true", help="do not decode images, only look whether they are there")
+    check.add_argument(
+        "--no-images", action="store_true", help="do not decode images, only look whether they are there"
+    )
     check.add_argument("--report", metavar="FILE.csv", help="write every row with a problem into this table")
     kinds = "; ".join(f"{name}: {text}" for name, text in ADAPTERS.items())
     make = commands.add_parser("manifest", help="make a manifest from the published layout of a set", description=kinds)

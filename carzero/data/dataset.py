@@ -143,7 +143,11 @@ def _text_list(cell: object, number: int, path: Path) -> list[str]:
             cell = json.loads(cell) if cell.strip() else []
         except ValueError:
             cell = None
-    if isinstance(cell, str | bytes | dict) or not hasattr(cell, "__iter__") or not all(isinstance(t, str) for t in cell):
+    if (
+        isinstance(cell, str | bytes | dict)
+        or not hasattr(cell, "__iter__")
+        or not all(isinstance(t, str) for t in cell)
+    ):
         raise UserError(
             f"The manifest {path} has no list of texts in the column texts of row {number + 2}, counting the header as "
             'row 1; a CSV cell holds a JSON list: ["There is effusion.", "The heart is normal."].'

@@ -80,8 +80,10 @@ def _mapped(path: Path, size: int) -> NDArray[np.uint8]:
                 if size and hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        if path.exists():
+            path.unlink()
         raise UserError(
-            f"train: cache_folder {path.parent} cannot take {size / 2**20:.0f} MiB of prepared images: {error.strerror}."
+            f"train: cache_folder {path.parent} cannot take {size / 2**20:.0f} MiB of prepared images: "
+            f"{error.strerror}."
         ) from None
     return np.memmap(path, np.uint8, "r+", shape=(max(1, size),)) if size else np.zeros(1, np.uint8)

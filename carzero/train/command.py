@@ -29,7 +29,7 @@ def main(words: Sequence[str]) -> int:
 
     first = int(os.environ.get("RANK", "0")) == 0
     try:
-        result = train(asked.config, resume={None: False, "must": True, "auto": "auto"}[asked.resume])
+        result = train(asked.config, resume="auto" if asked.resume == "auto" else asked.resume == "must")
     finally:
         leave()
     if first and result.signal is None:

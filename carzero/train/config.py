@@ -17,8 +17,6 @@ from carzero.errors import UserError
 
 def _doc(text: str, default: Any = dataclasses.MISSING) -> Any:
     """A field with the sentence that `carzero train --help` shows."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text, "default": default})
     return field(default=default, metadata={"help": text})
 
 
@@ -59,7 +57,9 @@ class Validation:
         UserError: a manifest without prompts.
     """
 
-    manifest: str | None = _doc("table with the column image and a 0/1 column a class; empty cells are not scored", None)
+    manifest: str | None = _doc(
+        "table with the column image and a 0/1 column a class; empty cells are not scored", None
+    )
     prompts: str | None = _doc("file of prompts as carzero classify takes it; its classes name the label columns", None)
     split: str | None = _doc("rows whose column split is this; all when not given", None)
     every: int = _doc("steps between validations; one is always made at the end", 500)
@@ -92,23 +92,29 @@ class TrainConfig:
     manifest: str = _doc("CSV or Parquet table with the columns image and text or texts")
     out: str = _doc("folder for the model, checkpoints, metrics.csv, config.yaml and summary.html")
     split: str | None = _doc("rows whose column split is this; all when not given", None)
-    init: Init = _doc("what the run starts from", Init())
-    model: str = _doc("preset (tiny, small, carzero) or .json file of the model where init.weights is not given", "tiny")
+    init: Init = field(default=Init(), metadata={"help": "what the run starts from"})
+    model: str = _doc(
+        "preset (tiny, small, carzero) or .json file of the model where init.weights is not given", "tiny"
+    )
     tokenizer: str | None = _doc(
         "tokenizer folder or hub id; that of init.text, or a word-level one made from the texts, if not given", None
     )
     epochs: int = _doc("passes over the manifest", 15)
     steps: int | None = _doc("optimizer steps; when given, epochs is not read", None)
-    batch_size: int | dict[int, int] = _doc(
-        "image-text pairs in a step, of all processes; each is a negative of all others. {0: 64, 2: 128} is 64 in the "
-        "first two epochs and 128 from then on",
-        64,
+    batch_size: int | dict[int, int] = field(
+        default=64,
+        metadata={
+            "help": "image-text pairs in a step, of all processes; each is a negative of all others. {0: 64, 2: 128} "
+            "is 64 in the first two epochs and 128 from then on"
+        },
     )
     micro_batch: int | None = _doc(
         "images that a process encodes at a time; the loss stays that of the whole batch, and the encoders run twice",
         None,
     )
-    optimizer: Literal["adamw", "adam"] = _doc("adamw decouples the decay of matrices; adam adds it to gradients", "adamw")
+    optimizer: Literal["adamw", "adam"] = _doc(
+        "adamw decouples the decay of matrices; adam adds it to gradients", "adamw"
+    )
     learning_rate: float = _doc("peak learning rate", 5e-5)
     schedule: Literal["cosine", "constant"] = _doc("course of the learning rate after the warm-up", "cosine")
     warmup: float = _doc("share of all steps in which the rate climbs from 0", 0.05)
@@ -141,7 +147,7 @@ class TrainConfig:
     flip_share: float = _doc("share of the images that flip mirrors", 0.3)
     cache: bool = _doc("keep the prepared images in memory, shared by the reading processes", False)
     cache_folder: str | None = _doc("keep the prepared images in a file of this folder, for later runs too", None)
-    validation: Validation = _doc("zero-shot AUROC during the run", Validation())
+    validation: Validation = field(default=Validation(), metadata={"help": "zero-shot AUROC during the run"})
     seed: int = _doc("of weights, data order, sentences and dropout", 0)
     device: str = _doc("cpu, cuda, cuda:N, or auto", "auto")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = _doc(
@@ -153,7 +159,10 @@ class TrainConfig:
     compile: bool = _doc("compile the encoders with torch.compile", False)
     backend: str = _doc("backend of the decoder: auto, reference, torch, cpp, triton or cuda", "auto")
     workers: int = _doc("processes that read images; 0 reads in the training process", 0)
-    trackers: list[str] = _doc("where accelerate sends the figures as well: tensorboard, wandb, mlflow, ...", [])
+    trackers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "where accelerate sends the figures as well: tensorboard, wandb, mlflow, ..."},
+    )
     log_every: int = _doc("steps between printed lines where the output is no terminal", 20)
     checkpoint_every: int = _doc("steps between checkpoints; one is always written at the end and on interruption", 500)
     keep: int = _doc("newest checkpoints that are kept", 3)
@@ -223,7 +232,8 @@ def flat_fields(config: type = TrainConfig, prefix: str = "") -> Iterator[tuple[
         if dataclasses.is_dataclass(hint):
             yield from flat_fields(typing.cast(type, hint), f"{name}.")
         else:
-            yield name, hint, entry.metadata.get("default", entry.default), entry.metadata["help"]
+            made = entry.default_factory
+            yield name, hint, entry.default if made is dataclasses.MISSING else made(), entry.metadata["help"]
 
 
 def choose_dtype(precision: str, device: torch.device) -> tuple[torch.dtype, str]:

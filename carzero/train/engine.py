@@ -175,10 +175,10 @@ def _whole(value: Any) -> Any:
 
 def _like(value: Any, parameter: Tensor) -> Any:
     """A whole tensor of the optimizer's state, spread as its parameter is."""
-    if not isinstance(value, Tensor) or value.shape != parameter.shape or not hasattr(parameter, "device_mesh"):
-        return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    if not isinstance(value, Tensor) or value.shape != parameter.shape or not isinstance(parameter, DTensor):
+        return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 

@@ -77,8 +77,8 @@ def load_image_weights(encoder: ImageEncoder, tensors: Mapping[str, Tensor], sou
     for key, value in wanted.items():
         if tensors[key].shape != value.shape:
             raise UserError(
-                f"train: {key} of init.image {source} must have shape {tuple(value.shape)} for the model asked for, got "
-                f"{tuple(tensors[key].shape)}; choose the model that it was trained as."
+                f"train: {key} of init.image {source} must have shape {tuple(value.shape)} for the model asked for, "
+                f"got {tuple(tensors[key].shape)}; choose the model that it was trained as."
             )
         value.copy_(tensors[key])
     dropped = len(tensors.keys() - wanted.keys())

@@ -29,6 +29,7 @@ from carzero.train.folder import same_run, versions, write_config, write_model
 from carzero.train.loss import positive_pairs
 from carzero.train.order import dropout_seed
 from carzero.train.progress import Interruption, Log, peak_mib
+from carzero.train.ranks import Ranks
 from carzero.train.reader import Reader
 from carzero.train.schedule import learning_rate
 from carzero.train.start import build_model, build_optimizer
@@ -166,7 +167,7 @@ def train(
                     texts=batch.texts,
                     per_image=config.texts_per_image,
                     total_images=len(batch.known),
-                    positives=_positives(config, batch, engine.device),
+                    positives=_positives(config, batch, ranks, engine.device),
                     seed=dropout_seed(config.seed, step),
                 )
                 loss = accumulate_gradients(
@@ -227,17 +228,24 @@ def _next(reader: Reader) -> tuple[Batch | None, str | None]:
         return None, str(error)
 
 
-def _agree(ranks: Any, device: torch.device, signal: int, unread: bool) -> tuple[int, bool]:
+def _agree(ranks: Ranks, device: torch.device, signal: int, unread: bool) -> tuple[int, bool]:
     """The largest signal, and whether any rank has no batch."""
     both = ranks.stack(torch.tensor([[signal, int(unread)]], device=device)).amax((0, 1))
     return int(both[0]), bool(both[1])
 
 
-def _positives(config: TrainConfig, batch: Batch, device: torch.device) -> torch.Tensor | None:
+def _positives(
+    config: TrainConfig, batch: Batch, ranks: Ranks, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """This rank's rows, by its images and by its texts."""
     if config.positives == "diagonal":
         return None
     known = batch.known if config.positives == "report" else None
-    return positive_pairs(batch.said, known, per_image=config.texts_per_image).to(device)
+    per_image, images = config.texts_per_image, ranks.part(len(batch.known))
+    texts = slice(images.start * per_image, images.stop * per_image)
+    by_image = positive_pairs(batch.said, known, per_image=per_image, images=images)
+    by_text = positive_pairs(batch.said, known, per_image=per_image, texts=texts).T
+    return by_image.to(device), by_text.to(device)
 
 
 def _stop_unless_finite(loss: float, norm: float, step: int, rate: float, out: Path) -> None:

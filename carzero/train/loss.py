@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -72,23 +74,49 @@ def contrastive_loss(image_memory: Tensor, text_memory: Tensor, positives: Tenso
 
 
 def positive_pairs(
-    said: Sequence[AbstractSet[str]], known: Sequence[AbstractSet[str]] | None = None, *, per_image: int = 1
+    said: Sequence[AbstractSet[str]],
+    known: Sequence[AbstractSet[str]] | None = None,
+    *,
+    per_image: int = 1,
+    images: slice = slice(None),
+    texts: slice = slice(None),
 ) -> Tensor:
     """Which texts of a batch are true of which images, as far as the reports say.
+
+    *Equivalent to* (for all images and texts)::
+
+        own = [union of {said[j]} for the texts j of image i]
+        true[i, j] = j // per_image == i  or  (said[j] <= known[i] if known else said[j] in own[i])
 
     Args:
         said: the sentences of each of the T texts, cleaned; text j belongs to image ``j // per_image``.
         known: the cleaned sentences of each of the B images' reports. When given, text j is a positive of image i where
             report i holds all of its sentences; when None, where it says the same as a text of image i.
         per_image: T / B, texts of an image.
+        images, texts: which of them to look at: a rank needs its own rows of a large batch alone.
 
     Returns:
-        bool ``[B, T]``, a row per image, a column per text; an image's own texts are True.
+        bool ``[images, texts]``; an image's own texts are True.
     """
-    images = len(said) // per_image
-    own = [said[i * per_image : (i + 1) * per_image] for i in range(images)]
-    true = [
-        [i == j // per_image or (t <= known[i] if known else t in own[i]) for j, t in enumerate(said)]
-        for i in range(images)
-    ]
-    return torch.tensor(true, dtype=torch.bool).reshape(images, len(said))
+    rows, columns = range(len(said) // per_image)[images], range(len(said))[texts]
+    true = np.zeros((len(rows), len(columns)), dtype=bool)
+    # rows that know a sentence, or, without reports, that say a whole text
+    holders: dict[object, set[int]] = {}
+    for place, i in enumerate(rows):
+        own = said[i * per_image : (i + 1) * per_image]
+        for item in map(frozenset, own) if known is None else known[i]:
+            holders.setdefault(item, set()).add(place)
+    found: dict[frozenset[str], NDArray[np.int64]] = {}
+    for place, j in enumerate(columns):
+        text = frozenset(said[j])
+        if text not in found:
+            if known is None:
+                sets = [holders.get(text, set())]
+            else:
+                # a text without a sentence is true of every image
+                sets = [holders.get(sentence, set()) for sentence in text] or [set(range(len(rows)))]
+            found[text] = np.fromiter(set.intersection(*sorted(sets, key=len)), np.int64)
+        true[found[text], place] = True
+        if j // per_image in rows:
+            true[rows.index(j // per_image), place] = True
+    return torch.from_numpy(true)

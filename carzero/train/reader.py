@@ -99,9 +99,7 @@ class Reader:
     def _sentence(self) -> str:
         paths = self.stream.image_paths(self.step)
         return (
-            f"train: processes that read images died twice at step {self.step + 1}: a decoder crashed on a damaged file "
-            f"or the memory ran out. The step reads {len(paths)} images, the first {paths[0]}; `carzero data check` "
-            "finds files that cannot be read, fewer workers need less memory."
+            f"train: processes that read images died twice at step {self.step + 1}: a decoder crashed on a damaged "
+            f"file or the memory ran out. The step reads {len(paths)} images, the first {paths[0]}; "
+            "`carzero data check` finds files that cannot be read, fewer workers need less memory."
         )
-
-

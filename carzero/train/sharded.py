@@ -23,7 +23,7 @@ def sharded_contrastive_loss(
     *,
     total_images: int,
     total_texts: int,
-    positives: Tensor | None = None,
+    positives: Tensor | tuple[Tensor, Tensor] | None = None,
     seed: int | Tensor | None = None,
     original_text_rows: int | None = None,
     backend: str = "auto",
@@ -37,7 +37,8 @@ def sharded_contrastive_loss(
     Args:
         images, texts: this rank's, ``ranks.part`` of the global batch's images with their texts, in order.
         total_images, total_texts: B and T of the global batch; T is a multiple of B.
-        positives: bool ``[B, T]`` of the global batch, the same on every rank; see `info_nce`.
+        positives: bool ``[B, T]`` of the global batch, the same on every rank, or this rank's rows of it alone:
+            ``[B_local, T]`` for its images and ``[T_local, B]`` for its texts; see `info_nce`.
         seed: of the decoder's dropout, the same on every rank; masks follow the global pair.
         original_text_rows: rows of a text memory before collapse.
         backend, recompute: as in `carzero.ops.pair_logits`.
@@ -67,9 +68,18 @@ def sharded_contrastive_loss(
     )  # fmt: skip
     if positives is None:
         owner = torch.arange(total_texts, device=images.query.device) // per_image
-        positives = owner == torch.arange(total_images, device=owner.device)[:, None]
-    image_rows = positives[first_image : first_image + len(images)]
-    text_rows = positives.T[first_text : first_text + len(texts)]
+        image = torch.arange(total_images, device=owner.device)
+        own_images, own_texts = (
+            slice(first_image, first_image + len(images)),
+            slice(first_text, first_text + len(texts)),
+        )
+        positives = owner == image[own_images, None], owner[own_texts, None] == image
+    elif isinstance(positives, Tensor):
+        positives = (
+            positives[first_image : first_image + len(images)],
+            positives.T[first_text : first_text + len(texts)],
+        )
+    image_rows, text_rows = positives
     return sharded_info_nce(image_memory, image_rows, ranks, total_images) + sharded_info_nce(
         text_memory, text_rows, ranks, total_texts
     )

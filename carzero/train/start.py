@@ -44,7 +44,9 @@ def build_model(config: TrainConfig, texts: Sequence[str]) -> tuple[CARZero, str
     chosen = _preset(config.model)
     text = dataclasses.replace(chosen.text, vocab_size=len(tokenizer))
     if init.text is not None:
-        text = TextEncoderConfig.from_hugging_face(init.text, max_tokens=chosen.text.max_tokens)
+        text = TextEncoderConfig.from_hugging_face(
+            init.text, max_tokens=chosen.text.max_tokens, last_layers=chosen.text.last_layers
+        )
     image = chosen.image
     if init.image is not None and not Path(init.image).exists():
         # a timm name brings its own sizes
@@ -90,5 +92,7 @@ def _timm_name(name: str) -> str:
 
     if not timm.is_model(name.removeprefix("timm/").split(".")[0]):
         near = ", ".join(difflib.get_close_matches(name, timm.list_models("vit*"), 3, 0.0))
-        raise UserError(f"train: init.image {name!r} is neither a file or folder here nor a timm model; near it are {near}.")
+        raise UserError(
+            f"train: init.image {name!r} is neither a file or folder here nor a timm model; near it are {near}."
+        )
     return name.removeprefix("timm/")

@@ -32,7 +32,8 @@ class StepInputs:
         texts: those of the first image first, ``per_image`` of each.
         per_image: texts of an image.
         total_images: B of the global batch.
-        positives: bool ``[B, T]`` of the global batch, or None; see `carzero.train.loss.info_nce`.
+        positives: bool ``[B, T]`` of the global batch, this rank's rows of it, or None; see
+            `carzero.train.sharded.sharded_contrastive_loss`.
         seed: of the decoder's dropout, the same on every rank.
     """
 
@@ -40,7 +41,7 @@ class StepInputs:
     texts: list[str]
     per_image: int
     total_images: int
-    positives: Tensor | None
+    positives: Tensor | tuple[Tensor, Tensor] | None
     seed: int
 
 

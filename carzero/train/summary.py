@@ -33,13 +33,16 @@ def write_summary(
         return None
     path = out / "validation.csv"
     validation = pd.read_csv(path) if path.exists() else pd.DataFrame()
-    plots = {name: _plot(out, name, table, columns, label) for name, table, columns, label in _plans(metrics, validation)}
+    plots = {
+        name: _plot(out, name, table, columns, label) for name, table, columns, label in _plans(metrics, validation)
+    }
     last = metrics.iloc[-1]
+    waiting = np.average(metrics["data_wait"], weights=1 / metrics["images_per_s"])
     figures = {
         "steps": f"{step:,} of {steps:,}",
         "loss, mean of the last 50 steps": f"{metrics['loss'].tail(50).mean():.4f}",
         "images/s, median": f"{metrics['images_per_s'].median():.1f}",
-        "share of time waiting for data": f"{np.average(metrics['data_wait'], weights=1 / metrics['images_per_s']):.1%}",
+        "share of time waiting for data": f"{waiting:.1%}",
         "peak memory": f"{metrics['peak_mib'].max():,.0f} MiB",
         "learning rate at the end": f"{last['lr']:.3g}",
         "parameters": f"{parameters:,}",
@@ -87,7 +90,9 @@ def _plot(out: Path, name: str, table: pd.DataFrame, columns: list[str], label: 
         values = table[column].to_numpy(np.float64)
         wide = max(1, len(values) // 50)
         if name == "auroc":
-            axes.plot(table["step"], values, marker="o", markersize=3, label=column, linewidth=2 if column == "macro" else 1)
+            axes.plot(
+                table["step"], values, marker="o", markersize=3, label=column, linewidth=2 if column == "macro" else 1
+            )
         else:
             axes.plot(table["step"], values, linewidth=0.6, alpha=0.4, color="tab:blue")
             smooth = pd.Series(values).rolling(wide, min_periods=1).mean()

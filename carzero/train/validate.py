@@ -45,7 +45,9 @@ class Validator:
         table = read_table(path)
         if settings.split is not None:
             if "split" not in table.columns:
-                raise UserError(f"train: {path} has no column split, but validation.split {settings.split!r} was asked for.")
+                raise UserError(
+                    f"train: {path} has no column split, but validation.split {settings.split!r} was asked for."
+                )
             table = table[table["split"] == settings.split]
         missing = [name for name in ("image", *self.prompts.classes) if name not in table.columns]
         if missing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -51,6 +53,29 @@ def test_pairs_come_in_order_with_text_as_it_stands(folder, suffix):
         pixels, text = dataset[number]
         assert torch.equal(pixels, ImageProcessor(64)(folder / "images" / f"{number}.png"))
         assert text == TEXTS[number]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_lists_of_texts_stand_in_for_a_text(folder, suffix):
+    lists = [["There is effusion.", "No mass."], ["Normal."], ["A", " ", "B"]]
+    rows = table().drop(columns="text")
+    if suffix == "csv":
+        rows["texts"] = [json.dumps(texts) for texts in lists]
+        rows.to_csv(folder / "m.csv", index=False)
+    else:
+        rows["texts"] = lists
+        rows.to_parquet(folder / "m.parquet")
+    dataset = ManifestDataset(folder / f"m.{suffix}")
+    # blank ones are left out
+    assert dataset.parts == [lists[0], lists[1], ["A", "B"]]
+    assert dataset.texts == ["There is effusion. No mass.", "Normal.", "A B"]
+
+
+@pytest.mark.parametrize("cell", ['"There is effusion."', "There is effusion.", "[1]", '{"a": 1}'])
+def test_a_cell_that_is_no_list_of_texts_gets_a_sentence(folder, cell):
+    pd.DataFrame({"image": ["images/0.png"], "texts": [cell]}).to_csv(folder / "m.csv", index=False)
+    with pytest.raises(UserError, match=r"no list of texts in the column texts of row 2.*\[\"There is effusion"):
+        ManifestDataset(folder / "m.csv")
 
 
 def test_absolute_paths_and_splits(folder, tmp_path_factory):

@@ -22,6 +22,10 @@ from safetensors.torch import load_file
 from carzero.train.config import TrainConfig
 from carzero.train.loop import train
 from carzero.train.options import read_config
+from carzero.train.start import build_model
+
+#: Audit events at which files change.
+CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
 def forked(act: Callable[[], None]) -> int:
@@ -53,11 +57,10 @@ def at_event(number: int, out: Path) -> Callable[[str, tuple], None]:
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal seen
-        if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
-            if str(out) in str(arguments[0]):
-                seen += 1
-                if seen == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        if event in CHANGES and str(out) in str(arguments[0]):
+            seen += 1
+            if seen == number:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     return hook
 
@@ -106,7 +109,17 @@ def full_disk(config: TrainConfig) -> dict:
     return {"statuses": statuses, "left": left, **outcome(out)}
 
 
+def import_all(config: TrainConfig) -> None:
+    """What a run imports when it needs it: once here and not in every forked process."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure
+
+    assert matplotlib.figure
+    build_model(config, ["there is no nodule"])
+
+
 def main(config: TrainConfig, events: int, moments: int) -> None:
+    import_all(config)
     count = Path(config.out).with_name("count")
     whole = Path(config.out)
 
@@ -115,8 +128,7 @@ def main(config: TrainConfig, events: int, moments: int) -> None:
 
         def hook(event: str, arguments: tuple) -> None:
             nonlocal seen
-            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
-                seen += str(whole) in str(arguments[0])
+            seen += event in CHANGES and str(whole) in str(arguments[0])
 
         sys.addaudithook(hook)
         train(config, quiet=True)

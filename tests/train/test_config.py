@@ -16,7 +16,17 @@ PATHS = ["--manifest", "m.csv", "--out", "o"]
 
 
 def test_words_become_the_fields_types() -> None:
-    words = ["--batch-size", "8", "--betas=[0.9,0.98]", "--augment", "crop", "--learning_rate", "1e-3", "--init.image", "x"]
+    words = [
+        "--batch-size",
+        "8",
+        "--betas=[0.9,0.98]",
+        "--augment",
+        "crop",
+        "--learning_rate",
+        "1e-3",
+        "--init.image",
+        "x",
+    ]
     config = parse_command([*PATHS, *words]).config
     assert (config.batch_size, config.betas, config.augment) == (8, (0.9, 0.98), "crop")
     assert (config.learning_rate, config.init) == (1e-3, Init(image="x"))

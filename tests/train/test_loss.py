@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,6 +69,24 @@ def test_positive_pairs_follow_texts_and_reports() -> None:
     assert positive_pairs(said, known).int().tolist() == [[1, 1, 1, 1], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
     assert positive_pairs(said, per_image=2).int().tolist() == [[1, 1, 1, 0], [1, 0, 1, 1]]
     assert positive_pairs(said, known[1:3], per_image=2).int().tolist() == [[1, 1, 0, 0], [1, 0, 1, 1]]
+
+
+def test_positive_pairs_are_those_of_a_walk_through_all_pairs() -> None:
+    random = np.random.default_rng(0)
+    for per_image in (1, 2, 3):
+        known = [frozenset(random.choice(list("abcdefg"), random.integers(0, 5)).tolist()) for _ in range(9)]
+        said = [frozenset(random.permutation(list(known[j // per_image]))[:2].tolist()) for j in range(9 * per_image)]
+        for reports in (None, known):
+            walk = torch.zeros(9, 9 * per_image, dtype=torch.bool)
+            for i in range(9):
+                own = said[i * per_image : (i + 1) * per_image]
+                for j, text in enumerate(said):
+                    walk[i, j] = i == j // per_image or (text <= known[i] if reports else text in own)
+            assert torch.equal(positive_pairs(said, reports, per_image=per_image), walk)
+            # a rank's rows by image and by text
+            rows, columns = slice(2, 5), slice(4, 8)
+            assert torch.equal(positive_pairs(said, reports, per_image=per_image, images=rows), walk[rows])
+            assert torch.equal(positive_pairs(said, reports, per_image=per_image, texts=columns), walk[:, columns])
 
 
 def test_schedule_climbs_then_falls() -> None:

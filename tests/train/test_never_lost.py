@@ -106,7 +106,7 @@ def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_from_the_one_befo
     content[-1] ^= 1
     weights.write_bytes(content)
     (checkpoints(out)[-1] / "state.pt").unlink()
-    with pytest.raises(UserError, match="all 2 checkpoints .* are damaged"):
+    with pytest.raises(UserError, match=r"all 2 checkpoints .* are damaged"):
         train(short, resume="auto", quiet=True)
     said = capsys.readouterr().out
     assert "the bytes of model/model.safetensors are not those that were written" in said
@@ -161,7 +161,6 @@ def test_a_dead_reader_is_replaced_and_two_at_one_step_end_the_run(
         for process in multiprocessing.active_children():
             os.kill(process.pid, signal.SIGKILL)
 
-    # 40 batches: the readers are still at work after the first
     read = dataclasses.replace(short, out=str(tmp_path / "read"), workers=1)
     with monkeypatch.context() as patch:
         patch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)

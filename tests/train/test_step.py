@@ -104,8 +104,8 @@ def torchrun(config: TrainConfig, out: Path, processes: int, *options: str) -> s
     settings.write_text(to_yaml(dataclasses.replace(config, out=str(out))), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
-        [*command, "-m", "carzero", "train", "--config", str(settings), *options], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [*command, "-m", "carzero", "train", "--config", str(settings), *options], capture_output=True, text=True,
+        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

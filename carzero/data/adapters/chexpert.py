@@ -38,7 +38,9 @@ def manifest(root: Path, reports: Path | None = None) -> pd.DataFrame:
         # the first folder is the set's own name, which may be called otherwise on disk
         images = [p.split("/", 1)[1] if p.startswith("CheXpert") else p for p in table["Path"]]
         folders = [image.split("/") for image in images]
-        part = pd.DataFrame({"image": images, "patient": [f[-3] for f in folders], "study": ["/".join(f[-3:-1]) for f in folders]})
+        part = pd.DataFrame(
+            {"image": images, "patient": [f[-3] for f in folders], "study": ["/".join(f[-3:-1]) for f in folders]}
+        )
         frontal = ["frontal" in f[-1] for f in folders]
         side = table["AP/PA"] if "AP/PA" in table else [""] * len(table)
         part["view"] = [(s or "FRONTAL") if front else "LATERAL" for s, front in zip(side, frontal)]

@@ -1,4 +1,4 @@
-"""MIMIC-CXR-JPG and MIMIC-CXR (DICOM), PhysioNet: images by patient and study, reports beside or in a folder of theirs."""
+"""MIMIC-CXR-JPG and MIMIC-CXR (DICOM), PhysioNet: images by patient and study, with their reports."""
 
 from __future__ import annotations
 

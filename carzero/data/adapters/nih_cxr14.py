@@ -40,7 +40,11 @@ def manifest(root: Path, reports: Path | None = None) -> pd.DataFrame:
     )
     lists = {"train": find(root, ["train_val_list*.txt"]), "test": find(root, ["test_list*.txt"])}
     split = {
-        name.strip(): part for part, path in lists.items() if path for name in path.read_text().split("\n") if name.strip()
+        name.strip(): part
+        for part, path in lists.items()
+        if path
+        for name in path.read_text().split("\n")
+        if name.strip()
     }
     if split:
         rows["split"] = table["Image Index"].map(split).fillna("")

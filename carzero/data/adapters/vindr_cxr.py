@@ -29,6 +29,8 @@ def manifest(root: Path, reports: Path | None = None) -> pd.DataFrame:
         classes = [name for name in table.columns if name not in ("image_id", "rad_id", "rad_ID")]
         votes = table.groupby("image_id", sort=False)[classes].agg(lambda column: column.astype(float).mean())
         labels = (votes > 0.5).astype(int).astype(str).reset_index()
-        rows = pd.DataFrame({"image": [f"{split}/{name}.dicom" for name in labels["image_id"]], "view": "PA", "split": split})
+        rows = pd.DataFrame(
+            {"image": [f"{split}/{name}.dicom" for name in labels["image_id"]], "view": "PA", "split": split}
+        )
         parts.append(pd.concat([rows, labels[classes]], axis=1))
     return pd.concat(parts, ignore_index=True).fillna("")
