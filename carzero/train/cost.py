@@ -5,7 +5,8 @@ Letters as in docs/conventions.md: B images and T texts in the global batch, W r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from carzero.ops.spec import DecoderSpec
@@ -18,8 +19,8 @@ class Tower:
     Args:
         width, depth, ffn: its sizes.
         tokens: of one sample.
-        weights: numbers in it; those of embedding tables take no multiplications.
-        table: of the weights, those in embedding tables.
+        weights: numbers in it.
+        outside: of the weights, those outside the blocks (embeddings, the last norm), which take next to no operations.
     """
 
     width: int
@@ -27,13 +28,13 @@ class Tower:
     ffn: int
     tokens: int
     weights: int
-    table: int = 0
+    outside: int = 0
 
     @property
     def forward_flops(self) -> float:
         """Floating-point operations of one sample's forward: two for each weight and token, and attention."""
         attention = 4 * self.tokens**2 * self.width * self.depth
-        return 2 * (self.weights - self.table) * self.tokens + attention
+        return 2 * (self.weights - self.outside) * self.tokens + attention
 
     def activation_bytes(self, element: int = 2) -> int:
         """What one sample's forward keeps for its backward.
@@ -46,8 +47,8 @@ class Tower:
 
 
 #: CARZero's towers; a text is computed up to the longest of its batch, 30 word pieces for single sentences.
-IMAGE = Tower(width=768, depth=12, ffn=3072, tokens=197, weights=85_798_656)
-TEXT = Tower(width=768, depth=12, ffn=3072, tokens=30, weights=108_891_648, table=23_837_184)
+IMAGE = Tower(width=768, depth=12, ffn=3072, tokens=197, weights=85_798_656, outside=744_192)
+TEXT = Tower(width=768, depth=12, ffn=3072, tokens=30, weights=108_891_648, outside=23_837_184)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class StepCost:
     sharding: Literal["none", "fsdp2"] = "none"
     image: Tower = IMAGE
     text: Tower = TEXT
-    decoder: DecoderSpec = DecoderSpec()
-    decoder_weights: int = 17_209_985
+    decoder: DecoderSpec = field(default_factory=DecoderSpec)
+    decoder_weights: int = 17_205_761
     text_rows: int = 32
     element: int = 2
 
@@ -102,7 +103,7 @@ class StepCost:
         """Forward of one pair with a memory of so many rows."""
         d, f = self.decoder.width, self.decoder.ffn
         widths = self.decoder.head_widths()
-        head = sum(2 * a * b for a, b in zip(widths, widths[1:]))
+        head = sum(2 * a * b for a, b in pairwise(widths))
         # the first layer's query projection does not depend on the memory
         projections = (2 * self.decoder.layers - 1) * 2 * d * d
         return projections + self.decoder.layers * (4 * rows * d + 4 * d * f) + head
@@ -124,21 +125,42 @@ class StepCost:
     def wire_bytes(self) -> dict[str, int]:
         """Bytes that the rank with the most images hands to collectives in one step; 0 on one rank.
 
-        Vectors travel in the activations' dtype; logarithms, counts and weights in float32. A ring moves at most twice
-        what is handed over for a sum, and W - 1 times for a gathering.
+        Vectors travel in the activations' dtype; logarithms, counts and weights in float32.
         """
         if self.world == 1:
-            return {"global vectors": 0, "their gradients": 0, "columns": 0, "weights": 0, "loss and signals": 0}
+            return dict.fromkeys(("global vectors", "their gradients", "columns", "weights", "loss and signals"), 0)
         d = self.decoder.width
-        # sharded weights are gathered for forward and backward, of both passes where there are two
-        gathered = (3 if self.cut else 2) * 4 * self.weights // self.world
         return {
             "global vectors": self.element * d * self.own_images * (1 + self.per_image),
             "their gradients": self.element * d * self.own_images * self.world * (1 + self.per_image),
-            "columns": 2 * 4 * (self.batch + self.texts),
-            "weights": 4 * self.weights + (gathered if self.sharding == "fsdp2" else 0),
+            # of each column the largest logarithm, the sum of the others against it, and the count of its positives
+            "columns": 3 * 4 * (self.batch + self.texts),
+            "weights": self._weight_bytes(),
             "loss and signals": 4 + 16,
         }
+
+    def moved_bytes(self) -> float:
+        """Bytes that a rank sends where every collective is a ring."""
+        w, handed = self.world, self.wire_bytes()
+        moved = (w - 1) * handed["global vectors"] + (w - 1) / w * handed["their gradients"]
+        moved += 2 * (w - 1) / w * (handed["columns"] + handed["loss and signals"])
+        if self.sharding == "none":
+            return moved + 2 * (w - 1) / w * handed["weights"]
+        gathered, scattered = self._sharded_bytes()
+        return moved + (w - 1) * gathered + (w - 1) / w * scattered
+
+    def _weight_bytes(self) -> int:
+        return 4 * self.weights if self.sharding == "none" else sum(self._sharded_bytes())
+
+    def _sharded_bytes(self) -> tuple[int, int]:
+        """Under FSDP2 weights are gathered and gradients scattered unit by unit: bytes handed to the two."""
+        parts = -(-self.own_images // (self.micro_batch or self.own_images))
+        outside = self.image.outside + self.text.outside
+        blocks = self.image.weights + self.text.weights - outside
+        # blocks: each forward and backward; the decoder: both directions of each; the rest stays after a forward
+        gathered = blocks * (3 * parts if self.cut else 2) + 4 * self.decoder_weights
+        gathered += outside * (2 * parts + 1 if self.cut else 1)
+        return 4 * gathered // self.world, 4 * ((blocks + outside) * parts + self.decoder_weights)
 
     def memory_bytes(self, *, op_tile: int = 80 * 2**20) -> dict[str, int]:
         """Memory of one rank at its peak, by what it is for.

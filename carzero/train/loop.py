@@ -117,8 +117,9 @@ def train(
 
     if ranks.first:
         say(write_config(out, config))
+    precision = str(engine.dtype).removeprefix("torch.")
     say(f"model: {source}; {parameters / 1e6:.2f} M parameters")
-    say(f"device: {engine.device} ({engine.why_device}); precision: {engine.dtype} ({engine.why_dtype})")
+    say(f"device: {engine.device} ({engine.why_device}); precision: {precision} ({engine.why_dtype})")
     if ranks.world > 1:
         most = ranks.sizes(max(map(stream.course.batch_size, config.batch_sizes)))[0]
         weights = "spread over them" if engine.sharded else "in each"

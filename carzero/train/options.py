@@ -67,7 +67,7 @@ def parse_command(words: Sequence[str]) -> Command:
     """
     known = {f"--{name}" for name, *_ in flat_fields()}
     # --batch-size is --batch_size
-    words = [_underscores(word, known) for word in words]
+    words = _bracketed([_underscores(word, known) for word in words])
     parser = command_parser()
     _check_options(parser, words)
     given = _parsed(parser, words)
@@ -163,6 +163,23 @@ def _underscores(word: str, known: set[str]) -> str:
     name, equals, value = word.partition("=")
     plain = "--" + name[2:].replace("-", "_")
     return plain + equals + value if name.startswith("--") and plain in known else word
+
+
+def _bracketed(words: list[str]) -> list[str]:
+    """``--betas 0.9,0.98`` as ``--betas [0.9,0.98]``."""
+    lists = {f"--{name}" for name, hint, *_ in flat_fields() if typing.get_origin(hint) in (list, tuple)}
+    found = list(words)
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in lists and equals:
+            found[place] = f"{option}={_list(value)}"
+        elif option in lists and place + 1 < len(words):
+            found[place + 1] = _list(words[place + 1])
+    return found
+
+
+def _list(value: str) -> str:
+    return value if value.startswith("[") else f"[{value}]"
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The processes that share a run: who they are, and the three ways in which they exchange numbers."""
+"""The processes that share a run: who they are, and the ways in which they exchange numbers."""
 
 from __future__ import annotations
 
@@ -56,6 +56,14 @@ class Ranks:
         # one after the other: gloo takes no further axis
         dist.all_gather_into_tensor(out, value)
         return out.view(self.world, *value.shape)
+
+    def logsumexp(self, value: Tensor) -> Tensor:
+        """The logarithm of the sum over ranks of exp(value), by element; some rank's is finite; no gradient."""
+        if self.world == 1:
+            return value.detach()
+        most = value.detach().clone()
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return most + self.sum(torch.exp(value.detach() - most)).log()
 
     def objects(self, value: Any) -> list[Any]:
         """Every rank's value."""

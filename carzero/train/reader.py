@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from carzero.data.workers import forkable_opencv, start_reader
@@ -49,15 +50,15 @@ class Reader:
     def next(self) -> Batch:
         """The next step's batch.
 
-        A reading process that died is replaced once for each batch: a machine short of memory goes on, a file that
-        crashes its decoder does not.
+        Where a reading process died, one that reads a batch at a time goes over the steps that were being read, so that
+        the one that ends it is known: a machine short of memory goes on, a file that crashes its decoder does not.
 
         Raises:
             UserError: an image cannot be read, or processes died twice at the same batch.
         """
         while True:
             try:
-                batch = next(self._batches)
+                batch = next(self._batches, None)
             except RuntimeError as error:
                 if not self.workers or "DataLoader worker" not in str(error):
                     raise
@@ -68,6 +69,9 @@ class Reader:
                     f"train: a process that reads images died before step {self.step + 1}; new ones are started.",
                     file=sys.stderr,
                 )
+                self._batches = self._start(careful=True)
+                continue
+            if batch is None:
                 self._batches = self._start()
                 continue
             if isinstance(batch, str):
@@ -79,13 +83,17 @@ class Reader:
         """End the reading processes."""
         self._batches = iter(())
 
-    def _start(self) -> Iterator[Batch | str]:
+    def _start(self, *, careful: bool = False) -> Iterator[Batch | str]:
         steps = _Steps(self.stream)
         if not self.workers:
             return (steps[step] for step in range(self.step, self.last))
+        # as many as the processes had in hand
+        last = min(self.last, self.step + 2 * self.workers + 1) if careful else self.last
+        # a generator of its own: the loader draws a seed, and the run's belongs to the encoders' dropout
         loader = DataLoader(
-            steps, sampler=list(range(self.step, self.last)), batch_size=None, num_workers=self.workers,
-            worker_init_fn=start_reader, pin_memory=self.pin,
+            steps, sampler=list(range(self.step, last)), batch_size=None, num_workers=1 if careful else self.workers,
+            prefetch_factor=1 if careful else 2, worker_init_fn=start_reader, pin_memory=self.pin,
+            generator=torch.Generator(),
         )  # fmt: skip
         # the workers are forked here
         with forkable_opencv():

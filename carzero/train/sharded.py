@@ -46,7 +46,7 @@ def sharded_contrastive_loss(
     Returns:
         Scalar.
 
-    Source: DESIGN identity 7; exchanged are 2 D numbers a pair (and as many gradients), 2 W a column.
+    Source: DESIGN identity 7; exchanged are 2 D numbers a pair (and as many gradients), three sums a column.
     """
     if total_texts % total_images:
         raise ValueError(
@@ -110,7 +110,7 @@ def sharded_info_nce(logits: Tensor, positives: Tensor, ranks: Ranks, total_rows
     rows = (logits.logsumexp(1) - (row_target * logits).sum(1)).sum() / total_rows
     # a column's log-sum-exp over all ranks: known to each, differentiated by each through its own rows
     own = logits.logsumexp(0) if len(logits) else logits.new_full((logits.shape[1],), -torch.inf)
-    every = ranks.stack(own).logsumexp(0)
+    every = ranks.logsumexp(own)
     share = torch.exp(own.detach() - every)
     # the value counts once, on the first rank
     value = every if ranks.first else torch.zeros_like(every)

@@ -6,14 +6,18 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from carzero.models.config import DecoderConfig
+from carzero.models.carzero import CARZero
+from carzero.models.config import CARZeroConfig, DecoderConfig
 from carzero.models.decoder import SimRDecoder
 from carzero.models.encoded import Encoded
+from carzero.models.tokenizer import word_tokenizer
+from carzero.train.engine import shard
 from carzero.train.loss import contrastive_loss
 from carzero.train.ranks import Ranks, join, leave
 from carzero.train.sharded import sharded_contrastive_loss
+from carzero.train.step import StepInputs, accumulate_gradients
 
 D, IMAGE_ROWS, TEXT_ROWS = 32, 50, 41
 
@@ -89,23 +93,57 @@ CASES = [
 ]
 
 
-class Wire:
-    """Bytes that this rank hands to the collectives."""
+#: Which argument of an operation of torch's is handed over.
+HANDED = {"allreduce_": 0, "_allgather_base_": 1, "_reduce_scatter_base_": 1}
+
+
+class Wire(TorchDispatchMode):
+    """Bytes that this rank hands to the collectives inside, by their kind, whoever calls them."""
 
     def __init__(self) -> None:
-        self.bytes = 0
+        super().__init__()
+        self.by_kind = dict.fromkeys(HANDED, 0)
         self.largest = 0
-        for name in ("all_reduce", "all_gather_into_tensor", "reduce_scatter_tensor"):
-            setattr(dist, name, self.counted(getattr(dist, name), 1 if name != "all_reduce" else 0))
 
-    def counted(self, function, argument: int):
-        def count(*arguments, **options):
-            size = arguments[argument].numel() * arguments[argument].element_size()
-            self.bytes += size
-            self.largest = max(self.largest, size)
-            return function(*arguments, **options)
+    @property
+    def bytes(self) -> int:
+        return sum(self.by_kind.values())
 
-        return count
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        space, _, name = str(function).partition(".")
+        name = name.split(".")[0]
+        if space == "c10d" and name != "barrier":
+            handed = args[HANDED[name]]
+            for tensor in handed if isinstance(handed, list | tuple) else [handed]:
+                size = tensor.numel() * tensor.element_size()
+                self.by_kind[name] += size
+                self.largest = max(self.largest, size)
+        return function(*args, **(kwargs or {}))
+
+
+def step_bytes(ranks: Ranks, sharded: bool, micro_batch: int | None) -> dict[str, int]:
+    """A whole step of a model of width 32 with 8 images, by kind; and its numbers of weights by FSDP2's units."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(["a mass"])
+    config = CARZeroConfig.tiny(vocab_size=len(tokenizer), width=32, depth=2, heads=2, layers=1, image_size=32)
+    model = CARZero(config, tokenizer).train()
+    blocks = [*model.image_encoder.model.blocks, *model.text_encoder.model.encoder.layer]
+    units = {
+        "blocks": sum(p.numel() for block in blocks for p in block.parameters()),
+        "decoder": sum(p.numel() for p in model.decoder.parameters()),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "all": sum(p.numel() for p in model.parameters()),
+    }
+    if sharded:
+        shard(model)
+    images = ranks.sizes(8)[ranks.rank]
+    inputs = StepInputs(torch.zeros(images, 3, 32, 32), ["a mass"] * images, 1, 8, None, seed=1)
+    with Wire() as wire:
+        accumulate_gradients(
+            model, inputs, ranks, micro_batch=micro_batch, dtype=torch.float32, backend="torch", sharded=sharded,
+            backward=lambda loss: (loss * ranks.world if sharded else loss).backward(),
+        )  # fmt: skip
+    return {**wire.by_kind, **units}
 
 
 def main(out: Path) -> None:
@@ -115,16 +153,19 @@ def main(out: Path) -> None:
     for dtype in (torch.float64, torch.float32):
         for case in CASES:
             found[str(dtype), case] = run(ranks, case[0], case[1], dtype, case[2], case[3])
-    wire = Wire()
     images, per_image = 16, 1
     decoder = SimRDecoder(DecoderConfig(width=D, layers=1, heads=2, ffn=40, head="linear")).eval()
     whole_images, whole_texts, _ = batch(images, per_image, torch.float32)
     part = ranks.part(images)
-    sharded_contrastive_loss(
-        decoder, whole_images[part], whole_texts[part], ranks, total_images=images, total_texts=images
-    ).backward()
+    with Wire() as wire:
+        sharded_contrastive_loss(
+            decoder, whole_images[part], whole_texts[part], ranks, total_images=images, total_texts=images
+        ).backward()
+    wired = {"bytes": wire.bytes, "largest": wire.largest}
+    cases = [(False, None)] + [(True, None), (True, 2)] * (ranks.world > 1)
+    steps = {case: step_bytes(ranks, *case) for case in cases}
     if ranks.first:
-        torch.save({"found": found, "bytes": wire.bytes, "largest": wire.largest}, out)
+        torch.save({"found": found, "steps": steps, **wired}, out)
     leave()
 
 

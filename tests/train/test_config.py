@@ -30,6 +30,7 @@ def test_words_become_the_fields_types() -> None:
     config = parse_command([*PATHS, *words]).config
     assert (config.batch_size, config.betas, config.augment) == (8, (0.9, 0.98), "crop")
     assert (config.learning_rate, config.init) == (1e-3, Init(image="x"))
+    assert parse_command([*PATHS, "--betas", "0.8,0.9", "--trackers", "tensorboard"]).config.betas == (0.8, 0.9)
     assert parse_command([*PATHS, "--batch-size", "{0: 4, 3: 8}"]).config.batch_sizes == {0: 4, 3: 8}
 
 

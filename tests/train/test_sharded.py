@@ -12,8 +12,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sharded_program import CASES, D, plain
+from sharded_program import CASES, HANDED, D, plain
 
+from carzero.ops.spec import DecoderSpec
+from carzero.train.cost import StepCost, Tower
 from carzero.train.ranks import Ranks
 from carzero.train.sharded import sharded_contrastive_loss
 
@@ -52,18 +54,47 @@ def test_loss_and_gradients_equal_one_process(ranks_found, case: tuple, dtype: t
 
 
 def test_only_global_vectors_travel(ranks_found) -> None:
-    """What a rank hands over: its global vectors and their gradients, a log-sum-exp and a count a column."""
+    """What a rank hands over: its global vectors and their gradients, and three numbers a column."""
     world, found = ranks_found
     if world == 1:
         assert found["bytes"] == 0
         return
-    batch, own = 16, 16 // world
-    vectors = 2 * own * D * 4
-    gradients = 2 * batch * D * 4
-    columns = 2 * (batch * 4 + batch * 4)
-    assert found["bytes"] == vectors + gradients + columns
+    tower = Tower(width=D, depth=1, ffn=40, tokens=1, weights=0)
+    cost = StepCost(
+        16, world, image=tower, text=tower, decoder=DecoderSpec(width=D), decoder_weights=0, element=4
+    ).wire_bytes()  # fmt: skip
+    own = 16 // world
+    # written out once: two vectors of each own pair, gradients of all vectors, three numbers a column of each matrix
+    assert cost["global vectors"] == 2 * own * D * 4
+    assert cost["their gradients"] == 2 * 16 * D * 4
+    assert cost["columns"] == 2 * 16 * 4 * 3
+    assert found["bytes"] == cost["global vectors"] + cost["their gradients"] + cost["columns"]
     # a token tensor of one rank would be 50 rows of each of its images
     assert found["largest"] < own * 50 * D * 4
+
+
+@pytest.mark.parametrize("case", [(False, None), (True, None), (True, 2)], ids=str)
+def test_the_cost_model_counts_the_bytes_of_a_real_step(ranks_found, case: tuple) -> None:
+    """Weights included, whole or spread: `docs/scaling.md` projects with these formulas."""
+    world, found = ranks_found
+    if world == 1:
+        assert {found["steps"][False, None][k] for k in HANDED} == {0}
+        return
+    step = found["steps"][case]
+    outside = step["all"] - step["blocks"] - step["decoder"]
+    cost = StepCost(
+        8, world, micro_batch=case[1], sharding="fsdp2" if case[0] else "none", decoder=DecoderSpec(width=32),
+        image=Tower(32, 2, 64, 5, weights=step["blocks"] + outside, outside=outside), text=Tower(32, 2, 64, 5, 0),
+        decoder_weights=step["decoder"], element=4,
+    ).wire_bytes()  # fmt: skip
+    # the signals are the loop's, not the step's
+    counted, formula = sum(step[kind] for kind in HANDED), sum(cost.values()) - 16
+    if case == (False, None):
+        # weights that are not trained have no gradient
+        assert counted == formula - 4 * (step["all"] - step["trained"])
+    else:
+        # FSDP2 pads odd shapes, and gathers some blocks once more between the parts of a batch
+        assert counted == pytest.approx(formula, rel=0.07)
 
 
 def test_shares_are_contiguous_and_nearly_equal() -> None:

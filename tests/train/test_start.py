@@ -112,7 +112,7 @@ def test_text_weights_bring_their_tokenizer_and_sizes(small: TrainConfig, tmp_pa
     for (name, a), b in zip(other.text_encoder.state_dict().items(), model.text_encoder.state_dict().values()):
         assert torch.equal(a, b), name
     assert f"text encoder of {folder}; other weights random" in source
-    wide = CARZero(CARZeroConfig.tiny(vocab_size=len(tokenizer), width=64, depth=1, layers=1), tokenizer)
+    wide = CARZero(CARZeroConfig.tiny(vocab_size=len(tokenizer), width=64, depth=2, layers=1), tokenizer)
     wide.text_encoder.model.save_pretrained(tmp_path / "wide")
     tokenizer.save_pretrained(tmp_path / "wide")
     with pytest.raises(
