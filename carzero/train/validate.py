@@ -15,6 +15,7 @@ from carzero.errors import UserError
 from carzero.evaluate import auroc
 from carzero.models.carzero import CARZero
 from carzero.models.config import CARZeroConfig
+from carzero.models.decoder import SimRDecoder
 from carzero.ops.packing import PackCache
 from carzero.prompts.sets import load_prompts
 from carzero.train.config import Validation
@@ -72,8 +73,7 @@ class Validator:
 
     def __call__(self, model: CARZero, *, dtype: torch.dtype, backend: str) -> dict[str, float]:
         """AUROC of each class and ``macro``, their mean; all ranks call and get the same."""
-        # sharded weights lie at an old address with new values, which a cache by address does not see
-        model.decoder._packed = PackCache()
+        _forget_packed(model)
         sizes = self.ranks.sizes(len(self.images))
         mine = range(len(self.images))[self.ranks.part(len(self.images))]
         scores = []
@@ -86,13 +86,19 @@ class Validator:
                 pixels = torch.stack([self.processor(self.images[i]) for i in part])
                 logits = model.similarity(pixels, bank, batch_size=size, backend=backend)
                 scores.append(logits.float().cpu()[: max(0, len(mine) - start)])
-        model.decoder._packed = PackCache()
+        _forget_packed(model)
         every = np.concatenate(self.ranks.objects(torch.cat(scores).numpy()))
         pooled = np.stack([s.mean(1) for s in np.split(every, np.cumsum(self.prompts.sizes)[:-1], axis=1)], 1)
         found = {
             name: _auroc(self.labels[:, c], pooled[:, c]) for c, name in enumerate(self.prompts.classes)
         }  # fmt: skip
         return {"macro": float(np.mean(list(found.values()))), **found}
+
+
+def _forget_packed(model: CARZero) -> None:
+    """Sharded weights lie at an old address with new values, which the decoder's cache by address does not see."""
+    if isinstance(model.decoder, SimRDecoder):
+        model.decoder._packed = PackCache()
 
 
 def _auroc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
