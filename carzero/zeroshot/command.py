@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from carzero.prompts.sets import PromptSet
+    from carzero.train.ranks import Ranks
     from carzero.zeroshot.classify import ZeroShotClassifier
 
 LOGITS = (
@@ -28,6 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     configure_scoring(parser)
     parser.add_argument("--out", required=True, metavar="FILE.csv", help="table to write: a row an image")
     parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
+    parser.add_argument("--parts", metavar="FOLDER", help="score in parts kept here: resumable, and shared by torchrun")
+    parser.add_argument("--part-size", type=int, default=1024, metavar="N", help="images of a part (default: 1024)")
     parser.add_argument(
         "--add",
         metavar="A,B",
@@ -95,6 +98,7 @@ def _classify(args: argparse.Namespace) -> int:
     from carzero.data.files import list_images
 
     images = list_images(args.images)
+    ranks = _join(args, columns)
     classifier = make_classifier(args, prompts)
     from carzero.zeroshot.columns import add_columns, find_reference
 
@@ -102,7 +106,17 @@ def _classify(args: argparse.Namespace) -> int:
     if {"quantile", "probability"} & set(columns):
         # before the work, so that a reference of other weights stops it
         reference = find_reference(classifier, args.weights, args.reference)
-    scores = predict(classifier, images, strict=args.strict)
+    if ranks is None:
+        scores = predict(classifier, images, strict=args.strict)
+    else:
+        from carzero.zeroshot.parts import classify_parts
+
+        merged = classify_parts(
+            classifier, images, Path(args.parts), weights=args.weights, size=args.part_size, ranks=ranks
+        )
+        if merged is None:
+            return 0
+        scores = merged
     write_table(add_columns(scores, columns, classifier.verdicts, reference), out)
     print(f"{out}: {len(scores)} images x {len(prompts)} classes. {LOGITS}")
     return report(classifier, out, "classify")
@@ -131,6 +145,21 @@ def _columns(text: str) -> list[str]:
         if name not in known:
             raise UserError(f"--add knows {', '.join(known)}, not {name!r}.")
     return columns
+
+
+def _join(args: argparse.Namespace, columns: Sequence[str]) -> Ranks | None:
+    """The processes that share the work, where it is cut into parts; this one's device becomes torch's."""
+    if args.parts is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("Several processes share the work in parts: give --parts FOLDER.")
+        return None
+    if args.strict or args.part_size < 1:
+        raise UserError(f"--parts goes with a --part-size of at least 1 and without --strict, got {args.part_size}.")
+    if "guard" in columns:
+        raise UserError("--parts keeps scores and failures, not the guard's verdicts: leave guard out of --add.")
+    from carzero.train.ranks import join
+
+    return join()
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
