@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--batch 64] [--rounds 3] [--dtype bfloat16]
 
-A step is the encoders' forward and backward, measured once for all, and a head's on their features: memories of 197 image
-rows and of the collapsed rows of short texts, both directions, loss, dropout 0.1. Prints a Markdown table.
+A step is the encoders' forward and backward, measured once for all, and a head's on their features: memories of 197
+image rows and of the collapsed rows of short texts, both directions, loss, dropout 0.1. Prints a Markdown table.
 """
 
 from __future__ import annotations

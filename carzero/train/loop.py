@@ -116,7 +116,7 @@ def train(
     steps = config.steps or stream.course.steps(config.epochs)
 
     if ranks.first:
-        say(write_config(out, config))
+        say(write_config(out, config).rstrip())
     precision = str(engine.dtype).removeprefix("torch.")
     say(f"model: {source}; {parameters / 1e6:.2f} M parameters")
     say(f"device: {engine.device} ({engine.why_device}); precision: {precision} ({engine.why_dtype})")
