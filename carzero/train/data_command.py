@@ -42,7 +42,7 @@ def _check(args: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from carzero.data.check import check_manifest
+    from carzero.train.check import check_manifest
 
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:

@@ -1,4 +1,4 @@
-"""What `carzero data check` finds in a manifest with one of each fault, and that it says nothing of a sound one."""
+"""What `carzero.train.check` finds in a manifest with one of each fault, and that it says nothing of a sound one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from carzero.cli import main
-from carzero.data.check import check_manifest
 from carzero.errors import UserError
+from carzero.train.check import check_manifest
 
 
 def draw(folder: Path, name: str, seed: int) -> str:
