@@ -187,3 +187,15 @@ def test_command_trains_from_a_file_and_options(config: TrainConfig, tmp_path: P
     assert f"wrote {out / 'model'}" in printed
     assert main(["train", "--manifest", str(tmp_path / "none.csv"), "--out", str(tmp_path / "x")]) == 2
     assert "none.csv does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compiled_encoders_have_the_losses_of_plain_ones(config: TrainConfig, tmp_path: Path) -> None:
+    short = dataclasses.replace(config, steps=2)
+    # another generator draws the dropout of compiled encoders, so there is none here
+    model = CARZeroConfig.from_json(Path(config.model).read_text())
+    still = dataclasses.replace(model, text=dataclasses.replace(model.text, dropout=0.0))
+    Path(config.model).write_text(still.to_json(), encoding="utf-8")
+    plain = train(dataclasses.replace(short, out=str(tmp_path / "plain")), quiet=True).losses
+    compiled = train(dataclasses.replace(short, out=str(tmp_path / "compiled"), compile=True), quiet=True).losses
+    assert compiled == pytest.approx(plain, rel=1e-4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from carzero.train import loop
 from carzero.train.batches import PairStream
 from carzero.train.checkpoint import checkpoints, newest_whole, save_checkpoint
 from carzero.train.config import TrainConfig
+from carzero.train.engine import Engine
 from carzero.train.loop import train
 from carzero.train.options import to_yaml
 from carzero.train.ranks import Ranks
@@ -55,7 +57,7 @@ def run_program(config: TrainConfig, tmp_path: Path, events: int, moments: int) 
     settings.write_text(to_yaml(config), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(settings), str(events), str(moments)], capture_output=True, text=True,
-        timeout=3000, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=3500, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -199,3 +201,14 @@ def test_an_image_that_cannot_be_read_ends_the_run_with_a_checkpoint(short: Trai
 
 def test_auto_starts_anew_where_there_is_nothing(short: TrainConfig) -> None:
     assert train(dataclasses.replace(short, steps=1), resume="auto", quiet=True).step == 1
+
+
+def test_float16_skips_a_step_whose_scale_was_too_large_but_not_for_ever(short: TrainConfig) -> None:
+    engine = Engine(short)
+    assert not engine.skips(1.0, math.inf), "there is no scale to lower in float32"
+    engine.accelerator.scaler = torch.amp.GradScaler("cpu")
+    assert [engine.skips(1.0, math.inf) for _ in range(25)] == [True] * 20 + [False] + [True] * 4
+    assert not engine.skips(math.nan, math.nan)
+    assert not engine.skips(1.0, 2.0)
+    with pytest.raises(UserError, match="float16 scales the loss, which needs a CUDA device, got device cpu"):
+        Engine(dataclasses.replace(short, precision="float16"))
