@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _calibrate(classifier: ZeroShotClassifier, table: pd.DataFrame, args: argparse.Namespace) -> dict[str, Calibration]:
-    from carzero.evaluate.tables import Predictions, join, read_labels
+    from carzero.evaluate.joining import join
+    from carzero.evaluate.tables import Predictions, read_labels
     from carzero.zeroshot.calibration import fit_calibration
 
     path = args.labels
