@@ -65,6 +65,8 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('CARZERO_BUILD_TYPE', 'Release')}",
             f"-Dpybind11_DIR={_pybind11_dir()}",
+            f"-DCARZERO_CUDA={os.environ.get('CARZERO_CUDA', 'auto')}",
+            f"-DCARZERO_CUDA_ARCHS={os.environ.get('CARZERO_CUDA_ARCHS', '80;90a;100')}",
         ]  # fmt: skip
         ninja = shutil.which("ninja")
         if ninja:
@@ -74,6 +76,12 @@ class CMakeBuild(build_ext):
         subprocess.check_call(configure)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.check_call(["cmake", "--build", str(build), "--parallel", jobs])
+
+    def copy_extensions_to_source(self) -> None:
+        # editable installs: setuptools copies the extensions that it knows, not a library beside them
+        super().copy_extensions_to_source()
+        for library in (Path(self.build_lib) / "carzero").glob("libcarzero_*.so"):
+            self.copy_file(str(library), str(ROOT / "carzero" / library.name))
 
     @staticmethod
     def _reason_to_skip() -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from . import cuda
 from .spec import DecoderSpec
 
 #: In order of preference where nothing else decides; `reference` is never chosen by itself.
@@ -27,7 +28,7 @@ INTERPRET = "TRITON_INTERPRET"
 _NATIVE_OPS = ("pair_forward", "pair_backward", "pair_attention", "pack_weights")
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Recompute modes besides "full": what a backend's forward can keep for its backward, the most first.
-TAPES = {"torch": ("none", "layer"), "triton": ("none",)}
+TAPES = {"torch": ("none", "layer"), "cuda": ("none", "layer"), "triton": ("none",)}
 # A tape is worth at most this share of the memory that is free.
 _TAPE_SHARE = 0.1
 
@@ -41,7 +42,7 @@ def available(backend: str, device: torch.device | str = "cpu") -> tuple[bool, s
     if backend == "triton":
         return _triton(device)
     if backend == "cuda":
-        return False, "not built in this version"
+        return cuda.available(device)
     if device.type != "cpu":
         return False, f"runs on CPU tensors, not on {device.type}"
     return _native()
@@ -56,6 +57,7 @@ class _Need:
     recompute: str
     projected_backward: bool
     other: str
+    rows: int
 
 
 def choose(
@@ -68,6 +70,7 @@ def choose(
     recompute: str = "auto",
     projected_backward: bool = False,
     other: DecoderSpec | None = None,
+    rows: int = 1,
 ) -> tuple[str, str]:
     """The backend for a call, and why.
 
@@ -78,13 +81,14 @@ def choose(
         recompute: a mode, or ``"auto"``, which every backend can choose something for.
         projected_backward: gradients through keys and values that were projected before.
         other: the spec of another decoder than CARZero's, or None.
+        rows: P.
 
     Raises:
         ValueError: unknown name.
         RuntimeError: a backend was asked for, by argument or environment, and cannot run this call.
     """
     differences = other.differences() if other else ""
-    need = _Need(device, dtype, width, heads, recompute, projected_backward, differences)
+    need = _Need(device, dtype, width, heads, recompute, projected_backward, differences, rows)
     check_name("carzero.ops", "backend", backend, ("auto", *BACKENDS))
     asked = backend
     if backend == "auto":
@@ -163,6 +167,9 @@ def _fastest(need: _Need) -> tuple[str, str]:
         able, why = _able(name, need)
         if able and interpreted(name, need.device):
             able, why = False, "its interpreter is for tests, and has to be asked for"
+        if able and name == "cuda":
+            # the dispatch waits for a measurement, see docs/cuda.md
+            able, why = False, "not yet measured to be faster; ask for it by name"
         if able:
             return name, "; ".join([f"{name}: {why}", *reasons])
         reasons.append(f"not {name}: {why}")
@@ -175,6 +182,8 @@ def _able(name: str, need: _Need) -> tuple[bool, str]:
         return able, why
     if need.other:
         return False, f"fuses CARZero's decoder only, and this one has {need.other}"
+    if name == "cuda":
+        return _able_cuda(need, why)
     if need.dtype not in _NATIVE_DTYPES:
         return False, f"supports float32, bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
     if (need.width // need.heads) % 16:
@@ -220,6 +229,19 @@ def _triton_version() -> tuple[str, str]:
     except ImportError as error:
         return "", f"triton cannot be imported ({error}): install the version that belongs to this torch"
     return importlib.import_module("triton").__version__, ""
+
+
+def _able_cuda(need: _Need, why: str) -> tuple[bool, str]:
+    head_width = need.width // need.heads
+    if need.dtype not in (torch.bfloat16, torch.float16):
+        return False, f"supports bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
+    if head_width % 16 or head_width > cuda.MOST_HEAD_WIDTH:
+        return False, (
+            f"supports head widths that are multiples of 16 up to {cuda.MOST_HEAD_WIDTH}, not {head_width}"
+        )
+    if need.rows > cuda.MOST_ROWS:
+        return False, f"supports memories of up to {cuda.MOST_ROWS} rows, not {need.rows}"
+    return True, why
 
 
 @functools.cache

@@ -274,7 +274,7 @@ def _recompute(
     dtype = autocast_dtype(queries.dtype, queries.device)
     chosen, _ = choose(
         backend, device=queries.device, dtype=dtype, width=spec.width, heads=spec.heads,
-        recompute=recompute, projected_backward=projected,
+        recompute=recompute, projected_backward=projected, rows=memory.shape[1],
     )  # fmt: skip
     size = TapeSize(
         layers=spec.layers,

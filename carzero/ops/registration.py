@@ -13,9 +13,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import native, reference, tiled, tiled_general
+from . import native, reference, tiled, tiled_backward, tiled_general
+from .attention_core import TORCH_CORE
 from .backends import check_recompute, choose
 from .call import CARZERO, Options, Params, autocast_dtype, result_axes, wide_dtype
+from .cuda_core import CudaCore
 from .spec import LAYER_PARAMETERS, DecoderSpec, decode
 from .tape import TapeSize
 
@@ -35,6 +37,9 @@ _ATTENTION_INPUTS = (
 _PROJECT_INPUTS = (
     "Tensor memory, Tensor? row_count, Tensor norm_weight, Tensor norm_bias, Tensor[] layers, float eps, str spec"
 )
+
+#: Backends that are the tiled op with one attention core or another.
+_CORES = {"torch": TORCH_CORE, "cuda": CudaCore()}
 
 # names of the arguments above, in order
 _NAMES = tuple(part.split()[-1] for part in _INPUTS.split(", "))
@@ -69,7 +74,7 @@ def _backend(a: dict, *, backward: bool = False) -> str:
     return choose(
         a["backend"], device=queries.device, dtype=queries.dtype, width=queries.shape[1], heads=a["heads"],
         recompute=a.get("recompute", "full"), projected_backward=backward and a["projected"],
-        other=decode(a["spec"]),
+        other=decode(a["spec"]), rows=a["memory"].shape[1],
     )[0]  # fmt: skip
 
 
@@ -117,9 +122,12 @@ def _forward(simr: bool, *values) -> tuple[Tensor, Tensor]:
             out = function(memory, queries, params, options)
         elif backend == "torch" and params.other:
             out = tiled_general.pair_forward(memory, queries, params, options)
-        elif backend in ("torch", "triton"):
+        elif backend in _CORES:
             kept = _tape_size(a).views(tape, a["recompute"])
-            out = _tiles(backend, "").pair_forward(memory, queries, params, options, kept)
+            out = tiled.pair_forward(memory, queries, params, options, kept, _CORES[backend])
+        elif backend == "triton":
+            kept = _tape_size(a).views(tape, a["recompute"])
+            out = _fused("").pair_forward(memory, queries, params, options, kept)
         else:
             out = native.pair_forward(memory, queries, params, options, a["packed"])
     return out.reshape(_out_shape(simr, a)).to(_out_dtype(a)).contiguous(), tape
@@ -135,18 +143,22 @@ def _backward(simr: bool, grad: Tensor, tape: Tensor, *values) -> list[Tensor]:
         elif backend == "torch" and params.other:
             flat = grad.reshape(-1, *result_axes(params.other, queries.shape, simr))
             out = tiled_general.pair_backward(flat, memory, queries, params, options)
-        elif backend in ("torch", "triton"):
+        elif backend in _CORES:
             flat = grad.reshape(-1, grad.shape[-1]) if simr else grad.reshape(-1)
             kept = _tape_size(a).views(tape, a["recompute"])
-            out = _tiles(backend, "_backward").pair_backward(flat, memory, queries, params, options, kept)
+            out = tiled_backward.pair_backward(flat, memory, queries, params, options, kept, _CORES[backend])
+        elif backend == "triton":
+            flat = grad.reshape(-1, grad.shape[-1]) if simr else grad.reshape(-1)
+            kept = _tape_size(a).views(tape, a["recompute"])
+            out = _fused("_backward").pair_backward(flat, memory, queries, params, options, kept)
         else:
             out = native.pair_backward(grad, memory, queries, params, options, a["packed"])
     return [g.contiguous() for g in out]
 
 
-def _tiles(backend: str, part: str) -> ModuleType:
-    """The modules that cut the work into tiles: `tiled` in torch, `fused` with Triton, which only then is imported."""
-    return importlib.import_module(f"{__package__}.{'fused' if backend == 'triton' else 'tiled'}{part}")
+def _fused(part: str) -> ModuleType:
+    """The module that cuts the work into tiles for Triton, which is imported only where it is wanted."""
+    return importlib.import_module(f"{__package__}.fused{part}")
 
 
 def _reference_backward(
@@ -252,16 +264,18 @@ def _attention(
     options = Options(
         row_count=row_count, pairs=pairs, projected=projected, simr=True, tile_pairs=tile_pairs, query_mask=query_mask
     )
-    chosen = _backend({"queries": queries, "heads": heads, "backend": backend, "spec": spec})
+    chosen = _backend({"memory": memory, "queries": queries, "heads": heads, "backend": backend, "spec": spec})
+    shape = _attention_shape(memory, queries, pairs, len(params.layers), original_rows)
     with torch.autocast(queries.device.type, enabled=False):
         if chosen == "reference":
             return reference.pair_attention(memory, queries, params, options, original_rows)
         if chosen == "torch" and params.other:
-            out = tiled_general.pair_attention(memory, queries, params, options, original_rows)
-            return out.view(_attention_shape(memory, queries, pairs, len(params.layers), original_rows))
-        if chosen in ("torch", "triton"):
-            out = _tiles(chosen, "").pair_attention(memory, queries, params, options, original_rows)
-            return out.view(_attention_shape(memory, queries, pairs, len(params.layers), original_rows))
+            return tiled_general.pair_attention(memory, queries, params, options, original_rows).view(shape)
+        if chosen in _CORES:
+            out = tiled.pair_attention(memory, queries, params, options, original_rows, _CORES[chosen])
+            return out.view(shape)
+        if chosen == "triton":
+            return _fused("").pair_attention(memory, queries, params, options, original_rows).view(shape)
         return native.pair_attention(memory, queries, params, options, packed, original_rows)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .attention_core import TORCH_CORE, AttentionCore
 from .call import Options, Params
 from .masks import PairMasks, original_rows
 from .prepared import Prepared, PreparedLayer, prepare
@@ -24,11 +25,8 @@ from .tiled_attention import (
     TileMemory,
     absorb,
     absorption_pays,
-    attend,
     attended,
     layer_queries,
-    probabilities,
-    weigh,
 )
 from .tiles import Block, Tile, plan
 
@@ -40,6 +38,7 @@ class Shared(NamedTuple):
         t0: ``[Q, D]`` LN0 of the queries.
         q1: ``[Q, D]`` the first layer's queries.
         columns: P0, rows of a memory before collapse.
+        core: what computes attention.
     """
 
     weights: Prepared
@@ -47,15 +46,19 @@ class Shared(NamedTuple):
     t0: Tensor
     q1: Tensor
     columns: int
+    core: AttentionCore = TORCH_CORE
 
 
-def pair_forward(memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tape | None = None) -> Tensor:
+def pair_forward(
+    memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tape | None = None,
+    core: AttentionCore = TORCH_CORE,
+) -> Tensor:  # fmt: skip
     """Flat results of all pairs in the wide dtype: logits ``[N]``, or representations ``[N, D]``.
 
     Args:
         tape: to be filled for the backward, or None.
     """
-    shared = share(queries, params, options, memory)
+    shared = share(queries, params, options, memory, core)
     weights = shared.weights
     shape = (_total(memory, queries, options), queries.shape[1])
     out = queries.new_empty(shape if options.simr else shape[:1], dtype=weights.wide)
@@ -67,9 +70,9 @@ def pair_forward(memory: Tensor, queries: Tensor, params: Params, options: Optio
             t, q1 = block_start(shared, tile, block)
             for l, layer in enumerate(weights.layers):
                 if tape is not None and tape.middle is not None:
-                    t = _taped_layer(t, q1, part, layer, l, weights, masks, block, tape)
+                    t = _taped_layer(t, q1, part, layer, l, weights, masks, block, tape, core)
                 else:
-                    t = _feed(t, attended(t, q1, part, l, weights, masks), layer, l, weights, masks)
+                    t = _feed(t, attended(t, q1, part, l, weights, masks, core), layer, l, weights, masks)
                 if tape is not None:
                     block.put(tape.end[l], t)
             t = weights.layer_norm(t, weights.norm)
@@ -77,9 +80,11 @@ def pair_forward(memory: Tensor, queries: Tensor, params: Params, options: Optio
     return out
 
 
-def pair_attention(memory: Tensor, queries: Tensor, params: Params, options: Options, columns: int) -> Tensor:
+def pair_attention(
+    memory: Tensor, queries: Tensor, params: Params, options: Options, columns: int, core: AttentionCore = TORCH_CORE
+) -> Tensor:
     """``[L, N, columns]`` attention weights of all pairs, averaged over heads, at the original rows."""
-    shared = share(queries, params, options, memory)
+    shared = share(queries, params, options, memory, core)
     weights = shared.weights
     shape = (len(weights.layers), _total(memory, queries, options), columns)
     out = queries.new_empty(shape, dtype=weights.wide)
@@ -88,9 +93,8 @@ def pair_attention(memory: Tensor, queries: Tensor, params: Params, options: Opt
         for block in tile.blocks:
             t, q1 = block_start(shared, tile, block)
             for l, layer in enumerate(weights.layers):
-                a = probabilities(layer_queries(t, q1, l, weights), part, l, weights)
-                block.put(out[l], spread_rows(a.mean(0), part.row_count, columns))
-                o = weigh(a.to(weights.gemm), part.values(l, weights.heads))
+                o, mean = core.attend_mapped(layer_queries(t, q1, l, weights), part, l, weights)
+                block.put(out[l], spread_rows(mean, part.row_count, columns))
                 t = _feed(t, weights.linear(o, layer.o_weight, layer.o_bias), layer, l, weights, None)
     return out
 
@@ -101,10 +105,14 @@ def project_memory(memory: Tensor, params: Params, row_count: Tensor | None) -> 
     return kv.to(memory.dtype)
 
 
-def share(queries: Tensor, params: Params, options: Options, memory: Tensor, gemm: torch.dtype | None = None) -> Shared:
+def share(
+    queries: Tensor, params: Params, options: Options, memory: Tensor, core: AttentionCore = TORCH_CORE,
+    gemm: torch.dtype | None = None,
+) -> Shared:  # fmt: skip
     """Prepared weights and the part of the decoder that depends on queries alone.
 
     Args:
+        core: of the attention.
         gemm: dtype of the GEMM operands; None chooses what is fastest here.
     """
     weights = prepare(params, queries.dtype, gemm)
@@ -114,7 +122,7 @@ def share(queries: Tensor, params: Params, options: Options, memory: Tensor, gem
     columns = memory.shape[1]
     if options.dropout_p:
         columns = options.original_rows or original_rows(options.row_count, columns)
-    return Shared(weights, options, t0, q1, columns)
+    return Shared(weights, options, t0, q1, columns, core)
 
 
 def tiles(memory: Tensor, queries: Tensor, shared: Shared) -> Iterator[Tile]:
@@ -188,13 +196,13 @@ def _feed(t: Tensor, o: Tensor, layer: PreparedLayer, l: int, weights: Prepared,
 
 def _taped_layer(
     t: Tensor, q1: Tensor, part: TileMemory, layer: PreparedLayer, l: int, weights: Prepared,
-    masks: PairMasks | None, block: Block, tape: Tape,
+    masks: PairMasks | None, block: Block, tape: Tape, core: AttentionCore,
 ) -> Tensor:  # fmt: skip
     """One layer, all of whose GEMM results are kept."""
     q = layer_queries(t, q1, l, weights)
     if l:
         _keep(tape.query, l - 1, block, q)
-    o = attend(q, part, l, weights, masks)
+    o = core.attend(q, part, l, weights, masks)
     _keep(tape.attended, l, block, o)
     o = weights.linear(o, layer.o_weight, layer.o_bias)
     t = t + _taped_mask(o, masks, Site.AFTER_OUT_PROJECTION, l, block, tape.middle_kept)

@@ -7,7 +7,7 @@ which took about half the time of a matmul that first copies the heads together.
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .masks import PairMasks
 from .prepared import Prepared, PreparedLayer
+
+if TYPE_CHECKING:
+    from .attention_core import AttentionCore
 
 _SDPA = [
     SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH,
@@ -101,7 +104,7 @@ def absorb(kv: Tensor, weights: Prepared) -> list[Absorbed]:
 
 
 def attended(
-    t: Tensor, q1: Tensor, part: TileMemory, l: int, weights: Prepared, masks: PairMasks | None
+    t: Tensor, q1: Tensor, part: TileMemory, l: int, weights: Prepared, masks: PairMasks | None, core: AttentionCore
 ) -> Tensor:  # fmt: skip
     """Attention of layer l, after its output projection: ``[m, q, D]``, wide dtype.
 
@@ -111,10 +114,10 @@ def attended(
     """
     layer = weights.layers[l]
     if part.absorbed is not None:
-        return _attended_absorbed(t, q1, part, l, weights, masks)
-    return weights.linear(
-        attend(layer_queries(t, q1, l, weights), part, l, weights, masks), layer.o_weight, layer.o_bias
-    )
+        x = (weights.layer_norm(t, layer.norm2) if l else q1).to(weights.gemm)
+        return core.attend_absorbed(x, part, l, weights, masks) + layer.o_bias.to(weights.wide)
+    o = core.attend(layer_queries(t, q1, l, weights), part, l, weights, masks)
+    return weights.linear(o, layer.o_weight, layer.o_bias)
 
 
 def layer_queries(t: Tensor, q1: Tensor, l: int, weights: Prepared) -> Tensor:
@@ -196,21 +199,23 @@ def attention_backward(
     return weigh(ds, part.keys(l, heads)).to(weights.wide).mul_(weights.scale)
 
 
-def _attended_absorbed(
-    t: Tensor, q1: Tensor, part: TileMemory, l: int, weights: Prepared, masks: PairMasks | None
-) -> Tensor:  # fmt: skip
+def attend_absorbed(x: Tensor, part: TileMemory, l: int, weights: Prepared, masks: PairMasks | None) -> Tensor:
+    """Attention output with its projection but without that one's bias, ``[m, q, D]``, wide dtype.
+
+    Args:
+        x: the layer's normalised input, or in the first layer its queries; GEMM dtype.
+    """
     assert part.absorbed is not None
-    layer, absorbed, heads = weights.layers[l], part.absorbed[l], weights.heads
+    absorbed, heads = part.absorbed[l], weights.heads
     if absorbed.keys is None or absorbed.key_bias is None:
-        a = probabilities(q1.to(weights.gemm), part, l, weights)
+        a = probabilities(x, part, l, weights)
     else:
-        x = weights.layer_norm(t, layer.norm2).to(weights.gemm)
         scores = torch.baddbmm(absorbed.key_bias.unsqueeze(1), x, absorbed.keys.transpose(1, 2)).to(weights.wide)
         a = softmax_rows(scores.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3), part, weights)
     if masks is not None:
         a = a * attention_mask(masks, l, heads, part)
     o = a.permute(1, 2, 0, 3).flatten(2).to(weights.gemm) @ absorbed.values
-    return o.to(weights.wide) + layer.o_bias.to(weights.wide)
+    return o.to(weights.wide)
 
 
 def head_views(x: Tensor, heads: int) -> Tensor:

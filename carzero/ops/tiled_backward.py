@@ -8,10 +8,12 @@ exist for one tile; they are folded into the memory's and the weights' gradients
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .attention_core import TORCH_CORE, AttentionCore
 from .call import Options, Params
 from .masks import PairMasks
 from .prepared import Prepared
@@ -19,14 +21,7 @@ from .reference import HEAD_SITES
 from .rng import Site, keep_scale
 from .tape import Tape
 from .tiled import Shared, block_masks, block_start, present_rows, share, tile_memory, tiles
-from .tiled_attention import (
-    TileMemory,
-    attention_backward,
-    attention_mask,
-    layer_queries,
-    probabilities,
-    weigh,
-)
+from .tiled_attention import TileMemory, layer_queries
 from .tiles import Block
 
 
@@ -47,15 +42,16 @@ class Gradients:
 
 
 def pair_backward(
-    grad: Tensor, memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tape | None = None
-) -> list[Tensor]:
+    grad: Tensor, memory: Tensor, queries: Tensor, params: Params, options: Options, tape: Tape | None = None,
+    core: AttentionCore = TORCH_CORE,
+) -> list[Tensor]:  # fmt: skip
     """Gradients of memory, queries and all weights, each in its own dtype; the key bias, which cancels, gets zeros.
 
     Args:
         grad: ``[N]`` of logits or ``[N, D]`` of representations, flat.
         tape: what the forward kept, or None to run the layers again from the start.
     """
-    shared = share(queries, params, options, memory)
+    shared = share(queries, params, options, memory, core)
     weights = shared.weights
     total = Gradients.zeros(params, shared)
     grad = grad.to(weights.wide)
@@ -184,14 +180,14 @@ def _times(x: Tensor, mask: Tensor | None) -> Tensor:
 class _Layer:
     """What a layer's backward needs of its forward, for one block.
 
-    `start` and `middle` are the residual stream before attention and before the feed-forward network; `y` its
-    normalised input, `h` its hidden rows after ReLU and dropout; `o` the attention output before its projection.
+    `start` and `middle` are the residual stream before attention and before the feed-forward network; `attention` is
+    what the attention core saved, `o` its output before the projection; `y` the network's normalised input, `h` its
+    hidden rows after ReLU and dropout.
     """
 
     start: Tensor
     q: Tensor
-    attention: Tensor
-    attention_mask: Tensor | None
+    attention: Any
     o: Tensor
     o_mask: Tensor | None
     middle: Tensor
@@ -216,17 +212,15 @@ class _Steps:
     def forward(self, t: Tensor, q1: Tensor, l: int) -> _Layer:
         """Layer l up to its last GEMM, whose result no gradient needs."""
         weights, part = self.shared.weights, self.part
-        layer, heads, d = weights.layers[l], weights.heads, t.shape[-1]
+        layer, d = weights.layers[l], t.shape[-1]
         q = layer_queries(t, q1, l, weights)
-        a = probabilities(q, part, l, weights)
-        a_mask = None if self.masks is None else attention_mask(self.masks, l, heads, part)
-        o = weigh(_times(a, a_mask).to(weights.gemm), part.values(l, heads))
+        o, saved = self.shared.core.attend_saving(q, part, l, weights, self.masks)
         o_mask = self._mask(Site.AFTER_OUT_PROJECTION, l, d)
         middle = t + _times(weights.linear(o, layer.o_weight, layer.o_bias), o_mask)
         y = weights.layer_norm(middle, layer.norm3).to(weights.gemm)
         h = weights.linear(y, layer.w1, layer.b1).relu_()
         h = _times(h, self._mask(Site.FFN_HIDDEN, l, h.shape[-1])).to(weights.gemm)
-        return _Layer(t, q, a, a_mask, o, o_mask, middle, y, h, self._mask(Site.AFTER_FFN, l, d))
+        return _Layer(t, q, saved, o, o_mask, middle, y, h, self._mask(Site.AFTER_FFN, l, d))
 
     def read(self, t: Tensor, q1: Tensor, l: int, block: Block, tape: Tape) -> _Layer:
         """The same from a tape that holds the results of all GEMMs but the scores."""
@@ -237,8 +231,7 @@ class _Steps:
         return _Layer(
             start=t,
             q=q,
-            attention=probabilities(q, part, l, weights),
-            attention_mask=None if masks is None else attention_mask(masks, l, weights.heads, part),
+            attention=self.shared.core.saved(q, part, l, weights, masks),
             o=_taken(tape.attended, l, block),
             o_mask=None if masks is None else masks.multipliers(_taken(tape.middle_kept, l, block)),
             middle=middle,
@@ -268,7 +261,8 @@ class _Steps:
         do = _linear_backward(
             _times(dt, s.o_mask), s.o, layer.o_weight, sums.out_proj_weight, sums.out_proj_bias, weights
         )  # fmt: skip
-        dq = attention_backward(do, s.q, s.attention, s.attention_mask, self.part, self.d_kv, l, weights)
+        core = self.shared.core
+        dq = core.backward(do, s.q, s.o, s.attention, self.part, self.d_kv, l, weights, self.masks)
         if l == 0:
             return dt, dq
         x = weights.layer_norm(s.start, layer.norm2)

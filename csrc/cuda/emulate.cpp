@@ -1,0 +1,372 @@
+#include "emulate.h"
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <deque>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+namespace carzero::cuda::emulation {
+namespace {
+
+enum class Meeting { none, shuffle, ballot, load, product, block };
+
+struct Copy {
+  uint32_t offset;
+  const void* from;
+  size_t bytes;
+};
+
+struct Warp;
+
+struct Lane {
+  ucontext_t context{};
+  std::unique_ptr<char[]> stack;
+  int thread = 0;
+  bool finished = false;
+  Warp* warp = nullptr;
+  // what the lane brought to the meeting that it waits in, and what it takes away
+  Meeting meeting = Meeting::none;
+  uint32_t in[8] = {}, out[4] = {};
+  float accumulator[4] = {};
+  int argument = 0;
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+
+struct Warp {
+  Lane* lanes[32] = {};
+  int arrived = 0;
+};
+
+constexpr size_t kStack = 96 * 1024;
+
+struct Block {
+  std::vector<Lane> lanes;
+  std::vector<Warp> warps;
+  std::vector<char> storage;
+  char* shared = nullptr;
+  size_t shared_bytes = 0;
+  Grid index{};
+  Order order;
+  ucontext_t scheduler{};
+  Lane* running = nullptr;
+  std::string failure;
+  Counters counters;
+  const std::function<void()>* kernel = nullptr;
+};
+
+Block* block = nullptr;
+
+void to_scheduler() { swapcontext(&block->running->context, &block->scheduler); }
+
+[[noreturn]] void fail(const std::string& why) {
+  if (block->failure.empty()) {
+    block->failure = "emulated kernel: " + why + " (block " + std::to_string(block->index.memories) + ", " + std::to_string(block->index.heads) + ", " +
+                     std::to_string(block->index.parts) + "; thread " +
+                     std::to_string(block->running->thread) + ")";
+  }
+  // the block is given up: this fiber is never resumed
+  while (true) to_scheduler();
+}
+
+// Waits until all 32 lanes came; the last of them runs `act`.
+template <class Act>
+void meet(Meeting kind, Act act) {
+  Lane& lane = *block->running;
+  Warp& warp = *lane.warp;
+  lane.meeting = kind;
+  if (++warp.arrived < 32) {
+    to_scheduler();
+    return;
+  }
+  warp.arrived = 0;
+  for (Lane* other : warp.lanes) {
+    if (other->meeting != kind) fail("lanes of one warp met at different instructions");
+  }
+  act(warp);
+  for (Lane* other : warp.lanes) other->meeting = Meeting::none;
+}
+
+void enter() {
+  (*block->kernel)();
+  block->running->finished = true;
+  to_scheduler();
+}
+
+// Runs a warp until each of its lanes waits at the block's barrier or has finished.
+void run_warp(Warp& warp) {
+  bool moved = true;
+  while (moved && block->failure.empty()) {
+    moved = false;
+    for (Lane* lane : warp.lanes) {
+      if (lane->finished || lane->meeting != Meeting::none) continue;
+      moved = true;
+      block->running = lane;
+      swapcontext(&block->scheduler, &lane->context);
+      if (!block->failure.empty()) return;
+    }
+  }
+}
+
+void run_block() {
+  Block& b = *block;
+  const size_t warps = b.warps.size();
+  for (Lane& lane : b.lanes) {
+    getcontext(&lane.context);
+    lane.context.uc_stack.ss_sp = lane.stack.get();
+    lane.context.uc_stack.ss_size = kStack;
+    lane.context.uc_link = nullptr;
+    makecontext(&lane.context, enter, 0);
+    lane.finished = false;
+    lane.meeting = Meeting::none;
+    lane.open.clear();
+    lane.groups.clear();
+  }
+  for (Warp& warp : b.warps) warp.arrived = 0;
+  std::memset(b.shared, 0xFF, b.shared_bytes);
+  while (true) {
+    for (size_t i = 0; i < warps; ++i) run_warp(b.warps[b.order.reverse ? warps - 1 - i : i]);
+    if (!b.failure.empty()) return;
+    size_t done = 0, waiting = 0;
+    for (const Lane& lane : b.lanes) {
+      done += lane.finished;
+      waiting += lane.meeting == Meeting::block;
+    }
+    if (done == b.lanes.size()) return;
+    if (waiting != b.lanes.size()) {
+      b.failure = "emulated kernel: of " + std::to_string(b.lanes.size()) + " threads " + std::to_string(waiting) +
+                  " wait at the block's barrier and " + std::to_string(done) + " have finished; the rest hang";
+      return;
+    }
+    for (Lane& lane : b.lanes) lane.meeting = Meeting::none;
+  }
+}
+
+void land(const Copy& copy) { std::memcpy(block->shared + copy.offset, copy.from, copy.bytes); }
+
+void copy(uint32_t offset, const void* from, size_t bytes) {
+  shared_at(offset, bytes, bytes);
+  if (reinterpret_cast<uintptr_t>(from) % bytes) fail("an asynchronous copy reads from an unaligned address");
+  if (block->order.eager) {
+    land({offset, from, bytes});
+  } else {
+    block->running->open.push_back({offset, from, bytes});
+  }
+}
+
+uint32_t bits(float x) {
+  uint32_t b;
+  std::memcpy(&b, &x, 4);
+  return b;
+}
+float number(uint32_t b) {
+  float x;
+  std::memcpy(&x, &b, 4);
+  return x;
+}
+
+uint16_t to_bf16(float x) {
+  const uint32_t b = bits(x);
+  if (std::isnan(x)) return 0x7FFF;
+  return static_cast<uint16_t>((b + 0x7FFFu + ((b >> 16) & 1)) >> 16);
+}
+float from_bf16(uint32_t h) { return number(h << 16); }
+
+uint16_t to_f16(float x) {
+  const uint16_t sign = static_cast<uint16_t>((bits(x) >> 16) & 0x8000u);
+  if (std::isnan(x)) return 0x7FFF;
+  const double a = std::fabs(static_cast<double>(x));
+  if (a >= 65520.0) return sign | 0x7C00;
+  int exponent = 0;
+  std::frexp(a, &exponent);
+  // spacing of the numbers around a; below 2^-14 it no longer shrinks
+  const double step = std::ldexp(1.0, std::max(exponent - 11, -24));
+  const double rounded = std::nearbyint(a / step) * step;
+  if (rounded == 0) return sign;
+  std::frexp(rounded, &exponent);
+  if (exponent < -13) return sign | static_cast<uint16_t>(std::ldexp(rounded, 24));
+  const auto mantissa = static_cast<uint16_t>(std::ldexp(rounded, 11 - exponent));
+  return static_cast<uint16_t>(sign | ((exponent + 14) << 10) | (mantissa & 0x3FF));
+}
+float from_f16(uint32_t h) {
+  const int exponent = (h >> 10) & 31, mantissa = h & 0x3FF;
+  const float sign = h & 0x8000 ? -1.0f : 1.0f;
+  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+  return sign * std::ldexp(static_cast<float>(exponent ? mantissa + 1024 : mantissa), (exponent ? exponent : 1) - 25);
+}
+
+// mma.m16n8k16: lane 4g + t holds
+//   A  register 0: row g, k 2t 2t+1;  1: row g+8, same k;  2: row g, k 2t+8 2t+9;  3: row g+8, those k
+//   B  register 0: k 2t 2t+1, column g;  1: k 2t+8 2t+9
+//   C  0, 1: row g, columns 2t 2t+1;  2, 3: row g+8
+void product(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (*widen)(uint32_t)) {
+  Lane& lane = *block->running;
+  for (int i = 0; i < 4; ++i) lane.in[i] = a[i], lane.accumulator[i] = c[i];
+  lane.in[4] = b0, lane.in[5] = b1;
+  meet(Meeting::product, [&](Warp& warp) {
+    float A[16][16], B[16][8];
+    for (int l = 0; l < 32; ++l) {
+      const int g = l >> 2, t = l & 3;
+      for (int half = 0; half < 2; ++half) {
+        for (int i = 0; i < 4; ++i) {
+          A[g + 8 * (i & 1)][2 * t + 8 * (i >> 1) + half] = widen(warp.lanes[l]->in[i] >> (16 * half) & 0xFFFF);
+        }
+        for (int i = 0; i < 2; ++i) B[2 * t + 8 * i + half][g] = widen(warp.lanes[l]->in[4 + i] >> (16 * half) & 0xFFFF);
+      }
+    }
+    for (int l = 0; l < 32; ++l) {
+      const int g = l >> 2, t = l & 3;
+      for (int i = 0; i < 4; ++i) {
+        float sum = warp.lanes[l]->accumulator[i];
+        for (int k = 0; k < 16; ++k) sum += A[g + 8 * (i >> 1)][k] * B[k][2 * t + (i & 1)];
+        warp.lanes[l]->accumulator[i] = sum;
+      }
+    }
+    ++block->counters.products;
+  });
+  for (int i = 0; i < 4; ++i) c[i] = lane.accumulator[i];
+}
+
+// ldmatrix.x4: lanes 8i .. 8i+7 name the rows of matrix i, 16 bytes each. Lane 4g + t receives of every matrix elements
+// (g, 2t) and (g, 2t+1), or of its transpose.
+void load(uint32_t (&d)[4], uint32_t offset, bool transposed) {
+  Lane& lane = *block->running;
+  shared_at(offset, 16, 16);
+  lane.in[0] = offset;
+  lane.argument = transposed;
+  meet(Meeting::load, [&](Warp& warp) {
+    for (int i = 0; i < 4; ++i) {
+      uint16_t matrix[8][8];
+      unsigned banks = 0;
+      for (int r = 0; r < 8; ++r) {
+        const Lane& source = *warp.lanes[8 * i + r];
+        if (source.argument != static_cast<int>(transposed)) fail("lanes of one warp met at different loads");
+        std::memcpy(matrix[r], block->shared + source.in[0], 16);
+        banks |= 1u << (source.in[0] / 16 % 8);
+      }
+      block->counters.conflicts += banks != 0xFF;
+      for (int l = 0; l < 32; ++l) {
+        const int g = l >> 2, t = l & 3;
+        const uint32_t low = transposed ? matrix[2 * t][g] : matrix[g][2 * t];
+        const uint32_t high = transposed ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
+        warp.lanes[l]->out[i] = low | high << 16;
+      }
+    }
+  });
+  for (int i = 0; i < 4; ++i) d[i] = lane.out[i];
+}
+
+}  // namespace
+
+Counters run(Grid grid, int threads, size_t shared_bytes, Order order, const std::function<void()>& kernel) {
+  if (threads <= 0 || threads % 32) throw std::runtime_error("emulated kernel: a block must be of whole warps");
+  Block b;
+  b.lanes = std::vector<Lane>(static_cast<size_t>(threads));
+  b.warps = std::vector<Warp>(static_cast<size_t>(threads / 32));
+  b.storage.resize(shared_bytes + 1024);
+  b.shared = b.storage.data() + (1024 - reinterpret_cast<uintptr_t>(b.storage.data()) % 1024);
+  b.shared_bytes = shared_bytes;
+  b.order = order;
+  b.kernel = &kernel;
+  for (int i = 0; i < threads; ++i) {
+    Lane& lane = b.lanes[static_cast<size_t>(i)];
+    lane.stack = std::make_unique<char[]>(kStack);
+    lane.thread = i;
+    lane.warp = &b.warps[static_cast<size_t>(i / 32)];
+    lane.warp->lanes[i % 32] = &lane;
+  }
+  block = &b;
+  for (int x = 0; x < grid.memories; ++x) {
+    for (int y = 0; y < grid.heads; ++y) {
+      for (int z = 0; z < grid.parts && b.failure.empty(); ++z) {
+        b.index = {x, y, z};
+        run_block();
+      }
+    }
+  }
+  block = nullptr;
+  if (!b.failure.empty()) throw std::runtime_error(b.failure);
+  return b.counters;
+}
+
+int thread_index() { return block->running->thread; }
+int thread_count() { return static_cast<int>(block->lanes.size()); }
+int block_memory() { return block->index.memories; }
+int block_head() { return block->index.heads; }
+int block_part() { return block->index.parts; }
+
+void block_barrier() {
+  block->running->meeting = Meeting::block;
+  to_scheduler();
+}
+
+char* shared_at(uint32_t offset, size_t bytes, size_t align) {
+  if (offset % align || offset + bytes > block->shared_bytes) {
+    fail("access of " + std::to_string(bytes) + " bytes at " + std::to_string(offset) + " of " +
+         std::to_string(block->shared_bytes) + " in shared memory");
+  }
+  return block->shared + offset;
+}
+
+uint32_t shuffle(uint32_t x, int from) {
+  Lane& lane = *block->running;
+  lane.in[0] = x;
+  lane.argument = from;
+  meet(Meeting::shuffle, [](Warp& warp) {
+    for (Lane* each : warp.lanes) {
+      if (each->argument < 0 || each->argument > 31) fail("shuffle from lane " + std::to_string(each->argument));
+      each->out[0] = warp.lanes[each->argument]->in[0];
+    }
+  });
+  return lane.out[0];
+}
+float shuffle(float x, int from) { return number(shuffle(bits(x), from)); }
+uint32_t shuffle_xor(uint32_t x, int mask) { return shuffle(x, (thread_index() & 31) ^ mask); }
+float shuffle_xor(float x, int mask) { return number(shuffle_xor(bits(x), mask)); }
+
+uint32_t ballot(bool x) {
+  Lane& lane = *block->running;
+  lane.in[0] = x;
+  meet(Meeting::ballot, [](Warp& warp) {
+    uint32_t votes = 0;
+    for (int l = 0; l < 32; ++l) votes |= warp.lanes[l]->in[0] << l;
+    for (Lane* each : warp.lanes) each->out[0] = votes;
+  });
+  return lane.out[0];
+}
+
+void copy16(Shared, uint32_t offset, const void* from) { copy(offset, from, 16); }
+void copy4(Shared, uint32_t offset, const void* from) { copy(offset, from, 4); }
+void copy_commit() {
+  Lane& lane = *block->running;
+  lane.groups.push_back(std::move(lane.open));
+  lane.open.clear();
+}
+void copy_wait(int left) {
+  Lane& lane = *block->running;
+  while (static_cast<int>(lane.groups.size()) > left) {
+    for (const Copy& each : lane.groups.front()) land(each);
+    lane.groups.pop_front();
+  }
+}
+
+void load_matrices(uint32_t (&d)[4], Shared, uint32_t offset) { load(d, offset, false); }
+void load_matrices_transposed(uint32_t (&d)[4], Shared, uint32_t offset) { load(d, offset, true); }
+
+uint32_t Bf16::pack(float lo, float hi) { return to_bf16(lo) | static_cast<uint32_t>(to_bf16(hi)) << 16; }
+float Bf16::low(uint32_t x) { return from_bf16(x & 0xFFFF); }
+float Bf16::high(uint32_t x) { return from_bf16(x >> 16); }
+void Bf16::multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  product(c, a, b0, b1, from_bf16);
+}
+uint32_t F16::pack(float lo, float hi) { return to_f16(lo) | static_cast<uint32_t>(to_f16(hi)) << 16; }
+float F16::low(uint32_t x) { return from_f16(x & 0xFFFF); }
+float F16::high(uint32_t x) { return from_f16(x >> 16); }
+void F16::multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  product(c, a, b0, b1, from_f16);
+}
+
+}  // namespace carzero::cuda::emulation

@@ -1,0 +1,81 @@
+// One block of a kernel on the CPU: every thread a fiber, every warp-wide instruction a meeting of its 32 lanes that is
+// carried out with the exact fragment layouts of the PTX ISA. For tests alone.
+//
+// What it is strict about: all lanes of a warp must meet at the same instruction and all threads at the same barrier;
+// shared memory starts as NaN; accesses must be aligned and inside; an asynchronous copy lands either as late as its
+// wait allows or at once, and warps run either in order or in reverse, each as far as it can: a missing wait or barrier
+// shows as a wrong number in one of the four.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+
+#include "layout.h"
+
+namespace carzero::cuda::emulation {
+
+struct Order {
+  bool reverse = false;  // the last warp first
+  bool eager = false;    // copies land when they are issued
+};
+
+struct Counters {
+  int64_t products = 0, conflicts = 0;  // mma instructions; ldmatrix phases that meet a bank twice
+};
+
+// Runs every block of a grid; throws std::runtime_error where the kernel breaks a rule above.
+Counters run(Grid grid, int threads, size_t shared_bytes, Order order, const std::function<void()>& kernel);
+
+int thread_index();
+int thread_count();
+int block_memory();
+int block_head();
+int block_part();
+void block_barrier();
+uint32_t shuffle(uint32_t x, int lane);
+float shuffle(float x, int lane);
+uint32_t shuffle_xor(uint32_t x, int mask);
+float shuffle_xor(float x, int mask);
+uint32_t ballot(bool x);
+
+// Fails unless `bytes` at `offset` lie inside shared memory, aligned to `align`.
+char* shared_at(uint32_t offset, size_t bytes, size_t align);
+
+struct Shared {
+  template <class V>
+  V get(uint32_t offset) const {
+    V value;
+    std::memcpy(&value, shared_at(offset, sizeof(V), sizeof(V)), sizeof(V));
+    return value;
+  }
+  template <class V>
+  void set(uint32_t offset, V value) const {
+    std::memcpy(shared_at(offset, sizeof(V), sizeof(V)), &value, sizeof(V));
+  }
+  void clear16(uint32_t offset) const { std::memset(shared_at(offset, 16, 16), 0, 16); }
+};
+inline Shared block_shared() { return {}; }
+
+void copy16(Shared, uint32_t offset, const void* from);
+void copy4(Shared, uint32_t offset, const void* from);
+void copy_commit();
+void copy_wait(int left);
+void load_matrices(uint32_t (&d)[4], Shared, uint32_t offset);
+void load_matrices_transposed(uint32_t (&d)[4], Shared, uint32_t offset);
+
+struct Bf16 {
+  static uint32_t pack(float lo, float hi);
+  static float low(uint32_t x);
+  static float high(uint32_t x);
+  static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+};
+struct F16 {
+  static uint32_t pack(float lo, float hi);
+  static float low(uint32_t x);
+  static float high(uint32_t x);
+  static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+};
+
+}  // namespace carzero::cuda::emulation

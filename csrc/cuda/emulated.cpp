@@ -1,0 +1,132 @@
+// The kernels as a C++ compiler sees them, for tests/cuda: one C function a kernel, run by emulate.cpp.
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+
+#include "backward_keys.h"
+#include "backward_queries.h"
+#include "forward.h"
+#include "plan.h"
+
+using namespace carzero::cuda;
+
+namespace {
+
+// What a test tells and learns beside the call itself.
+struct Run {
+  int64_t shared_bytes;  // the device's
+  int32_t multiprocessors, f16, reverse, eager, absorbed, variant;
+  int64_t blocks, threads, shared, products, conflicts;
+};
+
+template <class T, class Call>
+using Kernel = void (*)(const Call&);
+
+template <class T>
+Kernel<T, ForwardCall> forward_kernel(int variant, bool absorbed) {
+#define CARZERO_CASE(kTiles, kRowTiles, kWarps, kBlocks) \
+  if (variant == kTiles) return attention_forward<T, kTiles, kRowTiles, kAbsorbed>;
+  if (absorbed) {
+    constexpr bool kAbsorbed = true;
+    CARZERO_ABSORBED_VARIANTS(CARZERO_CASE)
+  } else {
+    constexpr bool kAbsorbed = false;
+    CARZERO_FORWARD_VARIANTS(CARZERO_CASE)
+  }
+#undef CARZERO_CASE
+  return nullptr;
+}
+
+template <class T>
+Kernel<T, BackwardCall> query_kernel(int variant, bool collapsed) {
+#define CARZERO_CASE(kPanels, kOutPanels, kCollapsed) \
+  if (variant == kPanels && (kCollapsed || !collapsed)) return attention_backward_queries<T, kPanels, kOutPanels, kCollapsed>;
+  CARZERO_QUERY_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  return nullptr;
+}
+
+template <class T>
+Kernel<T, BackwardCall> key_kernel(int variant) {
+#define CARZERO_CASE(kOutPanels) \
+  if (variant == kOutPanels) return attention_backward_keys<T, kOutPanels>;
+  CARZERO_KEY_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  return nullptr;
+}
+
+template <class Call>
+void launch(const Launch& plan, Run& run, void (*kernel)(const Call&), const Call& call) {
+  run.variant = plan.variant;
+  run.blocks = static_cast<int64_t>(plan.grid.memories) * plan.grid.heads * plan.grid.parts;
+  run.threads = plan.threads;
+  run.shared = plan.shared;
+  if (kernel == nullptr || run.blocks == 0) throw std::runtime_error("no kernel fits");
+  const emulation::Order order{run.reverse != 0, run.eager != 0};
+  const auto counters = emulation::run(plan.grid, plan.threads, plan.shared, order, [&] { kernel(call); });
+  run.products += counters.products;
+  run.conflicts += counters.conflicts;
+}
+
+char message[512];
+
+template <class Body>
+const char* guarded(Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    std::snprintf(message, sizeof message, "%s", error.what());
+    return message;
+  }
+}
+
+}  // namespace
+
+// Each returns null, or what is wrong.
+extern "C" {
+
+int64_t carzero_sizeof_forward_call() { return sizeof(ForwardCall); }
+int64_t carzero_sizeof_backward_call() { return sizeof(BackwardCall); }
+
+const char* carzero_emulated_forward(ForwardCall* call, Run* run) {
+  return guarded([&] {
+    const Launch plan = plan_forward(*call, run->absorbed != 0, {run->shared_bytes, run->multiprocessors});
+    launch(plan, *run,
+           run->f16 ? forward_kernel<F16>(plan.variant, run->absorbed) : forward_kernel<Bf16>(plan.variant, run->absorbed),
+           *call);
+  });
+}
+
+const char* carzero_emulated_backward_queries(BackwardCall* call, Run* run) {
+  return guarded([&] {
+    const Launch plan = plan_backward_queries(*call, {run->shared_bytes, run->multiprocessors});
+    launch(plan, *run, run->f16 ? query_kernel<F16>(plan.variant, plan.collapsed) : query_kernel<Bf16>(plan.variant, plan.collapsed), *call);
+  });
+}
+
+const char* carzero_emulated_backward_keys(BackwardCall* call, Run* run) {
+  return guarded([&] {
+    const Launch plan = plan_backward_keys(*call, {run->shared_bytes, run->multiprocessors});
+    launch(plan, *run, run->f16 ? key_kernel<F16>(plan.variant) : key_kernel<Bf16>(plan.variant), *call);
+  });
+}
+
+// The arithmetic of layout.h, one by one.
+uint32_t carzero_chunk_offset(int rows, int panel, int row, int chunk) { return chunk_offset(rows, panel, row, chunk); }
+void carzero_ldmatrix_chunks(int lane, int* out) {
+  const BlockChunk all[3] = {left_chunk(lane), right_chunk(lane), right_transposed_chunk(lane)};
+  std::memcpy(out, all, sizeof all);
+}
+uint32_t carzero_kept_block(int64_t seed, int layer, int direction, int head, uint32_t memory, uint32_t query,
+                            uint32_t threshold, int block) {
+  return kept_block({carzero::philox::key_of(seed),
+                     carzero::philox::stream(carzero::Site::attention, layer, direction, head), memory, query, threshold},
+                    block);
+}
+uint32_t carzero_range_bits(int first, int n, int block) { return range_bits(first, n, block); }
+uint32_t carzero_pack(int f16, float lo, float hi) { return f16 ? F16::pack(lo, hi) : Bf16::pack(lo, hi); }
+float carzero_unpack(int f16, uint32_t word) { return f16 ? F16::low(word) : Bf16::low(word); }
+
+}  // extern "C"

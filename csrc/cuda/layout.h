@@ -1,0 +1,110 @@
+// Where a matrix's elements lie in shared memory and in a warp's registers, and how work is cut. Plain arithmetic for
+// host and device; tests/cuda runs it on the host.
+//
+// Shared memory: a matrix of R rows is cut into panels of 64 columns. A row of a panel is 128 bytes, eight chunks of 16;
+// chunk c of row r lies at chunk c ^ (r & 7), so that eight rows' chunks of one column meet all 32 banks once (the
+// 128-byte swizzle of the tensor-core instructions). Columns beyond the width are zeros.
+//
+// Registers: mma.m16n8k16. Lane 4g + t holds of the accumulator rows g and g+8, columns 2t and 2t+1.
+#pragma once
+#include <cstdint>
+
+#include "../philox.h"
+
+#if defined(__CUDACC__)
+#define CARZERO_UNROLL _Pragma("unroll")
+#define CARZERO_ROLL _Pragma("unroll 1")
+#else
+#define CARZERO_UNROLL
+#define CARZERO_ROLL
+#endif
+
+namespace carzero::cuda {
+
+inline constexpr int kPanelColumns = 64;
+inline constexpr int kPanelRowBytes = 128;
+inline constexpr int kChunkBytes = 16;
+inline constexpr int kStepsPerPanel = 4;  // k16 steps
+inline constexpr int kMaxRows = 256;      // P
+inline constexpr int kMaxWidth = 256;     // K
+inline constexpr int kMaxWarps = 8;
+
+// Blocks of a launch: memories, heads (or 1), and the parts that a (memory, head)'s work is cut into. They are the axes of
+// the grid as it is, so that no block has to divide.
+struct Grid {
+  int memories, heads, parts;
+};
+
+CARZERO_HOST_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+CARZERO_HOST_DEVICE int panel_count(int width) { return ceil_div(width, kPanelColumns); }
+
+// Offset of a 16-byte chunk in a matrix of `rows` rows.
+CARZERO_HOST_DEVICE uint32_t chunk_offset(int rows, int panel, int row, int chunk) {
+  return static_cast<uint32_t>((panel * rows + row) * kPanelRowBytes + ((chunk ^ (row & 7)) * kChunkBytes));
+}
+
+CARZERO_HOST_DEVICE uint32_t matrix_bytes(int rows, int panels) {
+  return static_cast<uint32_t>(rows) * static_cast<uint32_t>(panels) * kPanelRowBytes;
+}
+
+// Which row and which of the two chunks of a 16 x 16 block a lane names to ldmatrix.x4. The four 8 x 8 matrices arrive
+// in one register each, in this order:
+//   left operand A [16 rows][16 k]:                 (rows 0-7, k 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15)
+//   right operand B, two tiles, rows n, columns k:  (n 0-7, k 0-7), (0-7, 8-15), (8-15, 0-7), (8-15, 8-15)
+//   right operand B transposed, rows k, columns n:  (k 0-7, n 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15)
+struct BlockChunk {
+  int row, chunk;
+};
+CARZERO_HOST_DEVICE BlockChunk left_chunk(int lane) { return {lane & 15, lane >> 4}; }
+CARZERO_HOST_DEVICE BlockChunk right_chunk(int lane) { return {(lane & 7) | ((lane >> 4) << 3), (lane >> 3) & 1}; }
+CARZERO_HOST_DEVICE BlockChunk right_transposed_chunk(int lane) { return {lane & 15, lane >> 4}; }
+
+// Shared memory of the forward kernel: keys, values (or one panel of them), then a table of `rows` scores' biases, their
+// row counts, and one word for 16 columns that marks the collapsed ones.
+struct ForwardShared {
+  uint32_t values, bias, counts, collapsed, bytes;
+};
+CARZERO_HOST_DEVICE ForwardShared forward_shared(int rows, int panels, bool resident) {
+  ForwardShared s{};
+  s.values = matrix_bytes(rows, panels);
+  s.bias = s.values + matrix_bytes(rows, resident ? panels : 1);
+  s.counts = s.bias + static_cast<uint32_t>(rows) * 4;
+  s.collapsed = s.counts + static_cast<uint32_t>(rows) * 4;
+  s.bytes = s.collapsed + static_cast<uint32_t>(rows / 16) * 4;
+  return s;
+}
+
+// Shared memory of the backward kernel that owns queries: `rows` keys and values at a time, tables of all `columns`, the
+// log-sum-exps and row sums of each warp's 16 queries.
+struct QueryShared {
+  uint32_t values, bias, counts, rows, bytes;
+};
+CARZERO_HOST_DEVICE QueryShared query_shared(int rows, int columns, int panels) {
+  QueryShared s{};
+  s.values = matrix_bytes(rows, panels);
+  s.bias = 2 * s.values;
+  s.counts = s.bias + static_cast<uint32_t>(columns) * 4;
+  s.rows = s.counts + static_cast<uint32_t>(columns) * 4;
+  s.bytes = s.rows + kMaxWarps * 32 * 4;
+  return s;
+}
+
+// Shared memory of the backward kernel that owns keys: its keys and values, two stages of queries and output gradients
+// with their log-sum-exps and row sums, row counts. What lies before `counts` is taken again to add accumulators up.
+struct KeyShared {
+  uint32_t values, queries, gradients, logsumexp, delta, stage_bytes, counts, bytes;
+};
+CARZERO_HOST_DEVICE KeyShared key_shared(int keys, int queries, int panels) {
+  KeyShared s{};
+  s.values = matrix_bytes(keys, panels);
+  s.queries = 2 * s.values;
+  s.gradients = matrix_bytes(queries, panels);
+  s.logsumexp = 2 * s.gradients;
+  s.delta = s.logsumexp + static_cast<uint32_t>(queries) * 4;
+  s.stage_bytes = s.delta + static_cast<uint32_t>(queries) * 4;
+  s.counts = s.queries + 2 * s.stage_bytes;
+  s.bytes = s.counts + static_cast<uint32_t>(keys) * 4;
+  return s;
+}
+
+}  // namespace carzero::cuda

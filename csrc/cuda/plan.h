@@ -1,0 +1,120 @@
+// Which kernel runs a call and how it is cut: numbers for the host. No choice here changes a bit of a result, but for
+// d_k and d_v, whose sums over queries follow the number of query groups.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "calls.h"
+#include "layout.h"
+
+namespace carzero::cuda {
+
+// X(tiles of 16 keys, 16-query tiles of a warp, most warps of a block, blocks of them that registers must leave room for)
+#define CARZERO_FORWARD_VARIANTS(X) \
+  X(1, 1, 4, 3) X(2, 1, 4, 3) X(4, 2, 8, 1) X(7, 2, 8, 1) X(13, 1, 8, 1) X(16, 1, 8, 1)
+#define CARZERO_ABSORBED_VARIANTS(X) X(4, 2, 8, 1)
+// X(panels of the head width, panels of d_q made at a time, collapsed rows under dropout); the first that will do is taken
+#define CARZERO_QUERY_VARIANTS(X) X(1, 1, true) X(2, 2, true) X(3, 3, false) X(3, 2, true) X(4, 1, true)
+// X(panels of d_k and d_v made by a block)
+#define CARZERO_KEY_VARIANTS(X) X(1) X(2) X(3)
+
+inline constexpr int kAbsorbedRows = 64;
+
+struct Device {
+  int64_t shared_bytes;  // that a block may have
+  int multiprocessors;
+};
+
+// What to launch; the grid is empty where the device's shared memory is too small for the call.
+struct Launch {
+  Grid grid{0, 0, 0};
+  int threads = 0;
+  uint32_t shared = 0;
+  int variant = 0;         // the first template argument above
+  bool collapsed = false;  // whether a query kernel must know collapsed rows
+};
+
+struct ForwardShape {
+  int row_tiles = 0, warps = 0;
+};
+inline ForwardShape forward_shape(int tiles) {
+#define CARZERO_CASE(kTiles, kRowTiles, kWarps, kBlocks) \
+  if (tiles == kTiles) return {kRowTiles, kWarps};
+  CARZERO_FORWARD_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  return {};
+}
+
+// Blocks that share a memory's queries, so that a small call fills the device.
+inline int split_queries(int64_t blocks, int tiles, int warps, const Device& device) {
+  const int most = std::max(1, ceil_div(tiles, warps));
+  const int64_t wanted = 2 * static_cast<int64_t>(device.multiprocessors);
+  return static_cast<int>(std::clamp<int64_t>((wanted + blocks - 1) / std::max<int64_t>(blocks, 1), 1, most));
+}
+
+// Completes a call.
+inline Launch plan_forward(ForwardCall& c, bool absorbed, const Device& device) {
+  Launch launch;
+  c.group_tiles = ceil_div(c.rows, 8);
+  const int rows = absorbed ? c.heads * c.group_tiles * 8 : c.rows;
+  const int tiles = ceil_div(rows, 16), panels = panel_count(c.width);
+  if (absorbed) {
+    launch.variant = rows <= kAbsorbedRows ? kAbsorbedRows / 16 : 0;
+  } else {
+#define CARZERO_CASE(kTiles, kRowTiles, kWarps, kBlocks) \
+  if (!launch.variant && tiles <= kTiles) launch.variant = kTiles;
+    CARZERO_FORWARD_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  }
+  if (!launch.variant) return launch;
+  launch.shared = forward_shared(launch.variant * 16, panels, true).bytes;
+  c.resident = launch.shared <= device.shared_bytes;
+  if (!c.resident) launch.shared = forward_shared(launch.variant * 16, panels, false).bytes;
+  if (launch.shared > device.shared_bytes) return launch;
+  const ForwardShape shape = forward_shape(launch.variant);
+  const int row_tiles = ceil_div(c.queries, 16 * shape.row_tiles);
+  const int warps = std::clamp(row_tiles, 4, shape.warps);
+  launch.threads = 32 * warps;
+  const int heads = absorbed || c.maps != nullptr ? 1 : c.heads;
+  c.splits = split_queries(static_cast<int64_t>(c.memories) * heads, row_tiles, warps, device);
+  launch.grid = {c.memories, heads, c.splits};
+  return launch;
+}
+
+inline Launch plan_backward_queries(BackwardCall& c, const Device& device) {
+  Launch launch;
+  const int panels = panel_count(c.width), keys = ceil_div(c.rows, 16) * 16;
+  launch.variant = panels;
+  launch.collapsed = c.count != nullptr && c.dropout.threshold > 0;
+  c.chunk_rows = keys;
+  while (c.chunk_rows && query_shared(c.chunk_rows, keys, panels).bytes > device.shared_bytes) c.chunk_rows -= 16;
+  if (!c.chunk_rows) return launch;
+  launch.shared = query_shared(c.chunk_rows, keys, panels).bytes;
+  const int tiles = ceil_div(c.queries, 16), warps = std::clamp(tiles, 4, kMaxWarps);
+  launch.threads = 32 * warps;
+  c.splits = split_queries(static_cast<int64_t>(c.memories) * c.heads, tiles, warps, device);
+  launch.grid = {c.memories, c.heads, c.splits};
+  return launch;
+}
+
+inline Launch plan_backward_keys(BackwardCall& c, const Device& device) {
+  Launch launch;
+  const int panels = panel_count(c.width), tiles = ceil_div(c.rows, 16);
+  launch.variant = panels == 4 ? 2 : panels;
+  for (int blocks = ceil_div(tiles, kMaxWarps); blocks <= tiles; ++blocks) {
+    const int key_tiles = ceil_div(tiles, blocks);
+    for (int groups = std::min(4, kMaxWarps / key_tiles); groups > 0; --groups) {
+      const uint32_t bytes = key_shared(16 * key_tiles, 16 * groups, panels).bytes;
+      if (bytes > device.shared_bytes) continue;
+      c.chunk_rows = 16 * key_tiles;
+      c.query_groups = groups;
+      launch.shared = bytes;
+      launch.threads = 32 * key_tiles * groups;
+      launch.grid = {c.memories, c.heads, ceil_div(c.rows, c.chunk_rows) * ceil_div(panels, launch.variant)};
+      return launch;
+    }
+  }
+  return launch;
+}
+
+}  // namespace carzero::cuda
