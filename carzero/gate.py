@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from carzero.ops import pair_logits
-from carzero.ops.backends import BACKENDS, available, interpreted
+from carzero.ops.backends import BACKENDS, available, interpreted, supports
 from carzero.ops.spec import DecoderSpec, DecoderWeights
 
 #: Largest relative L2 error against float64, by dtype and quantity, and why.
@@ -174,6 +174,8 @@ def _comparisons() -> Iterator[Result]:
     for backend, device in runnable():
         for dtype in (torch.float32, torch.bfloat16):
             name = str(dtype).removeprefix("torch.")
+            if not supports(backend, device=torch.device(device), dtype=dtype, spec=SPEC)[0]:
+                continue
             for p, collapsed in ((0.0, False), (0.0, True), (0.3, False), (0.3, True)):
                 logits, gradients = _run(problem, backend, dtype, device, p, collapsed)
                 suffix = (", dropout masks" if p else "") + (", collapsed rows" if collapsed else "")

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from carzero.ops.rng import Site, kept
 
-from . import fused_gemm
+from . import cuda_core, fused_gemm
 from .suite import Suite
 from .timing import take_turns
 
@@ -44,6 +44,7 @@ def run(suite: Suite) -> None:
                         suite, memories, queries, rows, dropout, dtype
                     ),
                 )
+    cuda_core.run(suite)
     pairs = 128 if suite.dry else 65536
     suite.row(f"between the GEMMs, {pairs} pairs, in plain torch", lambda: between(suite, pairs, dtype))
 

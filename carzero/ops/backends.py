@@ -106,6 +106,18 @@ def choose(
     )
 
 
+def supports(
+    backend: str, *, device: torch.device, dtype: torch.dtype, spec: DecoderSpec, rows: int = 1
+) -> tuple[bool, str]:
+    """Whether a backend can run a decoder's calls in a dtype, and why (not).
+
+    Args:
+        rows: P.
+    """
+    check_name("supports", "backend", backend, BACKENDS)
+    return _able(backend, _Need(device, dtype, spec.width, spec.heads, False, False, rows))
+
+
 def choose_recompute(
     recompute: str, *, backend: str, device: torch.device, tape_bytes: Callable[[str], int]
 ) -> tuple[str, str]:
@@ -236,9 +248,7 @@ def _able_cuda(need: _Need, why: str) -> tuple[bool, str]:
     if need.dtype not in (torch.bfloat16, torch.float16):
         return False, f"supports bfloat16 and float16, not {str(need.dtype).removeprefix('torch.')}"
     if head_width % 16 or head_width > cuda.MOST_HEAD_WIDTH:
-        return False, (
-            f"supports head widths that are multiples of 16 up to {cuda.MOST_HEAD_WIDTH}, not {head_width}"
-        )
+        return False, (f"supports head widths that are multiples of 16 up to {cuda.MOST_HEAD_WIDTH}, not {head_width}")
     if need.rows > cuda.MOST_ROWS:
         return False, f"supports memories of up to {cuda.MOST_ROWS} rows, not {need.rows}"
     return True, why

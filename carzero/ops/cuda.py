@@ -23,18 +23,19 @@ _RUNS_ON = {"80": {(8, 0)}, "90a": {(9, 0)}, "100": {(10, 0), (10, 3)}}
 
 @functools.cache
 def library() -> tuple[tuple[str, ...] | None, str]:
-    """Architectures that the library was built for, or None where there is none; and why."""
+    """Architectures that the library was built for, or None where there is none; and why, or by which nvcc."""
     if not _LIBRARY.exists():
         return None, "its kernels are not built: put nvcc on PATH and run `pip install -e .` again"
     try:
         # registers torch.ops.carzero_cuda
         torch.ops.load_library(str(_LIBRARY))
-        targets = ctypes.CDLL(str(_LIBRARY)).carzero_cuda_targets
-    except OSError as error:
+        built = ctypes.CDLL(str(_LIBRARY))
+        built.carzero_cuda_targets.restype = built.carzero_cuda_nvcc.restype = ctypes.c_char_p
+        names = tuple(built.carzero_cuda_targets().decode().split(","))
+        nvcc = built.carzero_cuda_nvcc().decode()
+    except (OSError, AttributeError) as error:
         return None, f"its kernels do not load ({error}); build them again against this torch"
-    targets.restype = ctypes.c_char_p
-    names = tuple(targets().decode().split(","))
-    return names, f"built for sm_{', sm_'.join(names)}"
+    return names, f"built for sm_{', sm_'.join(names)} by nvcc {nvcc}"
 
 
 def available(device: torch.device) -> tuple[bool, str]:

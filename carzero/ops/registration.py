@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native, reference, tiled, tiled_backward, tiled_general
-from .attention_core import TORCH_CORE
+from .attention_core import TORCH_CORE, AttentionCore
 from .backends import check_recompute, choose
 from .call import CARZERO, Options, Params, autocast_dtype, result_axes, wide_dtype
 from .cuda_core import CudaCore
@@ -39,7 +39,7 @@ _PROJECT_INPUTS = (
 )
 
 #: Backends that are the tiled op with one attention core or another.
-_CORES = {"torch": TORCH_CORE, "cuda": CudaCore()}
+_CORES: dict[str, AttentionCore] = {"torch": TORCH_CORE, "cuda": CudaCore()}
 
 # names of the arguments above, in order
 _NAMES = tuple(part.split()[-1] for part in _INPUTS.split(", "))

@@ -2,8 +2,8 @@
 // queries and output gradients stream past in two stages; where a memory has few keys, several warps share 16 of them,
 // each with queries of its own, and their sums are added in a fixed order. Nothing is added by two blocks.
 //
-// Template arguments: element type; kOutPanels, panels of the gradients that a block makes. A head wider than that has
-// its columns shared by several blocks, each of which makes the weights again.
+// Template arguments: element type; kOutPanels, panels of the gradients that a block makes, which divide the head's. A
+// head wider than that has its columns shared by several blocks, each of which makes the weights again.
 #pragma once
 #include "draw.h"
 #include "shared_rows.h"
@@ -96,20 +96,14 @@ CARZERO_DEVICE void attention_backward_keys(const BackwardCall& c) {
   copy_rows(s, place.values, c.chunk_rows, panels, keys_of(c, c.v, memory, column0), c.kv_row, first, 0, c.width, map,
             count);
   for (int r = thread; r < c.chunk_rows; r += thread_count()) {
-    const int row = first + r;
-    s.set(place.counts + static_cast<uint32_t>(r) * 4, row >= c.rows ? 0 : (count == nullptr ? 1 : count[row]));
+    const int row = first + r, n = row >= c.rows ? 0 : (count == nullptr ? 1 : count[row]);
+    s.set(place.counts + static_cast<uint32_t>(r) * 4, n);
+    s.set(place.bias + static_cast<uint32_t>(r) * 4, n > 0 ? log2_of(static_cast<float>(n)) : -infinity());
   }
-  // keys and values arrive with the first stage
+  // keys and values arrive with the first stage, and the tables are read after its barrier
   copy_stage(s, place.queries, place, c, stage_rows, 0, head, memory, panels);
-  block_barrier();
-  float bias[2];
-  CARZERO_UNROLL
-  for (int i = 0; i < 2; ++i) {
-    const int n = s.get<int>(place.counts + static_cast<uint32_t>(key + 8 * i + g) * 4);
-    bias[i] = n > 0 ? log2_of(static_cast<float>(n)) : -infinity();
-  }
-
-  const BlockChunk left = left_chunk(lane), right = right_chunk(lane), transposed = right_transposed_chunk(lane);
+  const uint32_t left = block_lane(left_chunk(lane)), right = block_lane(right_chunk(lane)),
+                 transposed = block_lane(right_transposed_chunk(lane));
   float d_k[kOutPanels * 8][4], d_v[kOutPanels * 8][4];
   CARZERO_UNROLL
   for (int n = 0; n < kOutPanels * 8; ++n) {
@@ -140,14 +134,22 @@ CARZERO_DEVICE void attention_backward_keys(const BackwardCall& c) {
       for (int panel = 0; panel < panels; ++panel) {
         CARZERO_UNROLL
         for (int step = 0; step < kStepsPerPanel; ++step) {
-          const uint32_t at_key = chunk_offset(c.chunk_rows, panel, key + left.row, 2 * step + left.chunk);
-          const uint32_t at_query =
-              here + chunk_offset(stage_rows, panel, 16 * group + right.row, 2 * step + right.chunk);
+          const uint32_t at_key = at_step(rows_offset(c.chunk_rows, panel, key) + left, step);
+          const uint32_t at_query = at_step(here + rows_offset(stage_rows, panel, 16 * group) + right, step);
           uint32_t a[4], b[4];
           load_matrices(a, s, at_key);
           load_matrices(b, s, at_query);
           T::multiply(scores[0], a, b[0], b[1]);
           T::multiply(scores[1], a, b[2], b[3]);
+        }
+      }
+      CARZERO_ROLL
+      for (int panel = 0; panel < panels; ++panel) {
+        CARZERO_UNROLL
+        for (int step = 0; step < kStepsPerPanel; ++step) {
+          const uint32_t at_key = at_step(rows_offset(c.chunk_rows, panel, key) + left, step);
+          const uint32_t at_query = at_step(here + rows_offset(stage_rows, panel, 16 * group) + right, step);
+          uint32_t a[4], b[4];
           load_matrices(a, s, place.values + at_key);
           load_matrices(b, s, place.gradients + at_query);
           T::multiply(d_weights[0], a, b[0], b[1]);
@@ -160,7 +162,8 @@ CARZERO_DEVICE void attention_backward_keys(const BackwardCall& c) {
         for (int i = 0; i < 4; ++i) {
           const uint32_t at = here + static_cast<uint32_t>(16 * group + 8 * n + 2 * t + (i & 1)) * 4;
           const float logsumexp = s.get<float>(at + place.logsumexp) * kLog2E;
-          scores[n][i] = exp2_of(scores[n][i] * scale_log2 + bias[i >> 1] - logsumexp);
+          const float bias = s.get<float>(place.bias + static_cast<uint32_t>(key + 8 * (i >> 1) + g) * 4);
+          scores[n][i] = exp2_of(scores[n][i] * scale_log2 + bias - logsumexp);
         }
       }
       float used[2][4];
@@ -186,10 +189,8 @@ CARZERO_DEVICE void attention_backward_keys(const BackwardCall& c) {
                                T::pack(scores[1][0], scores[1][1]), T::pack(scores[1][2], scores[1][3])};
       CARZERO_UNROLL
       for (int n = 0; n < kOutPanels * 4; ++n) {
-        // columns that the last of several blocks has too many
-        if (out0 + n / 4 >= panels) continue;
-        const uint32_t at = here + chunk_offset(stage_rows, out0 + n / 4, 16 * group + transposed.row,
-                                                2 * (n % 4) + transposed.chunk);
+        const uint32_t at =
+            at_step(here + rows_offset(stage_rows, out0 + n / 4, 16 * group) + transposed, n % 4);
         uint32_t b[4];
         load_matrices_transposed(b, s, place.gradients + at);
         T::multiply(d_v[2 * n], a_v, b[0], b[1]);

@@ -57,7 +57,7 @@ CARZERO_DEVICE void attention_backward_queries(const BackwardCall& c) {
   const float scale_log2 = c.scale * kLog2E;
   const int column0 = head * c.width;
   const int tiles = ceil_div(c.queries, 16), iterations = ceil_div(tiles, c.splits * warps);
-  const BlockChunk right = right_chunk(lane), transposed = right_transposed_chunk(lane);
+  const uint32_t right = block_lane(right_chunk(lane)), transposed = block_lane(right_transposed_chunk(lane));
 
   fill_tables(s, place.bias, place.counts, keys, map, counts_of(c, memory), nullptr, scale_log2);
 
@@ -141,12 +141,18 @@ CARZERO_DEVICE void attention_backward_queries(const BackwardCall& c) {
           float scores[2][4] = {}, d_weights[2][4] = {};
           CARZERO_UNROLL
           for (int step = 0; step < kPanels * kStepsPerPanel; ++step) {
-            const uint32_t at = chunk_offset(c.chunk_rows, step / kStepsPerPanel, key + right.row,
-                                             2 * (step % kStepsPerPanel) + right.chunk);
+            const uint32_t at =
+                at_step(rows_offset(c.chunk_rows, step / kStepsPerPanel, key) + right, step % kStepsPerPanel);
             uint32_t b[4];
             load_matrices(b, s, at);
             T::multiply(scores[0], q[step], b[0], b[1]);
             T::multiply(scores[1], q[step], b[2], b[3]);
+          }
+          CARZERO_UNROLL
+          for (int step = 0; step < kPanels * kStepsPerPanel; ++step) {
+            const uint32_t at =
+                at_step(rows_offset(c.chunk_rows, step / kStepsPerPanel, key) + right, step % kStepsPerPanel);
+            uint32_t b[4];
             load_matrices(b, s, place.values + at);
             T::multiply(d_weights[0], d_out[step], b[0], b[1]);
             T::multiply(d_weights[1], d_out[step], b[2], b[3]);
@@ -172,8 +178,8 @@ CARZERO_DEVICE void attention_backward_queries(const BackwardCall& c) {
             // columns that the last walk has too many
             if (kPanels % kOutPanels && out0 + n / 4 >= kPanels) continue;
             uint32_t b[4];
-            load_matrices_transposed(b, s, chunk_offset(c.chunk_rows, out0 + n / 4, key + transposed.row,
-                                                        2 * (n % 4) + transposed.chunk));
+            load_matrices_transposed(b, s,
+                                     at_step(rows_offset(c.chunk_rows, out0 + n / 4, key) + transposed, n % 4));
             T::multiply(d_q[2 * n], a, b[0], b[1]);
             T::multiply(d_q[2 * n + 1], a, b[2], b[3]);
           }

@@ -119,6 +119,10 @@ void carzero_ldmatrix_chunks(int lane, int* out) {
   const BlockChunk all[3] = {left_chunk(lane), right_chunk(lane), right_transposed_chunk(lane)};
   std::memcpy(out, all, sizeof all);
 }
+uint32_t carzero_at_step(int operand, int lane, int rows, int panel, int row, int step) {
+  const BlockChunk chunk = operand == 0 ? left_chunk(lane) : (operand == 1 ? right_chunk(lane) : right_transposed_chunk(lane));
+  return at_step(rows_offset(rows, panel, row) + block_lane(chunk), step);
+}
 uint32_t carzero_kept_block(int64_t seed, int layer, int direction, int head, uint32_t memory, uint32_t query,
                             uint32_t threshold, int block) {
   return kept_block({carzero::philox::key_of(seed),

@@ -31,8 +31,9 @@ CARZERO_DEVICE void load_left(uint32_t (&a)[kRowTiles][kSteps][4], const uint16_
 template <class T, int kTiles, int kRowTiles, bool kAbsorbed>
 CARZERO_DEVICE void attention_forward(const ForwardCall& c) {
   constexpr int kRows = kTiles * 16, kColumnTiles = kTiles * 2;
-  // k16 steps of queries that are loaded ahead: with few keys there is little to do in the meantime
-  constexpr int kAhead = kTiles <= 2 ? 4 : 2;
+  // k16 steps of queries that are loaded ahead: with few keys there is little to do in the meantime, with many scores
+  // there are few registers left
+  constexpr int kAhead = kTiles <= 2 ? 4 : (kTiles < 16 ? 2 : 1);
   const Shared s = block_shared();
   const int thread = thread_index(), lane = thread & 31, warp = thread >> 5, warps = thread_count() >> 5;
   const int g = lane >> 2, t = lane & 3;
@@ -48,7 +49,7 @@ CARZERO_DEVICE void attention_forward(const ForwardCall& c) {
   const int iterations = ceil_div(tiles, c.splits * warps);
   const uint32_t threshold = c.dropout.threshold;
 
-  const BlockChunk right = right_chunk(lane), transposed = right_transposed_chunk(lane);
+  const uint32_t right = block_lane(right_chunk(lane)), transposed = block_lane(right_transposed_chunk(lane));
 
   CARZERO_ROLL
   for (int head_step = 0; head_step < head_steps; ++head_step) {
@@ -115,8 +116,8 @@ CARZERO_DEVICE void attention_forward(const ForwardCall& c) {
           load_left<kRowTiles, kAhead>(next, row, there, first + kAhead, c.width, t);
           CARZERO_UNROLL
           for (int step = 0; step < kAhead; ++step) {
-            const int panel = first / kStepsPerPanel, chunk = 2 * (first % kStepsPerPanel + step) + right.chunk;
-            const uint32_t at = chunk_offset(kRows, panel, right.row, chunk);
+            const uint32_t at = at_step(rows_offset(kRows, first / kStepsPerPanel, 0) + right,
+                                        first % kStepsPerPanel + step);
             CARZERO_UNROLL
             for (int j = 0; j < kTiles; ++j) {
               uint32_t b[4];
@@ -352,8 +353,8 @@ CARZERO_DEVICE void attention_forward(const ForwardCall& c) {
         }
         CARZERO_UNROLL
         for (int n = 0; n < 4; ++n) {
-          const uint32_t at = place.values + chunk_offset(kRows, c.resident ? panel : 0, transposed.row,
-                                                          2 * n + transposed.chunk);
+          const uint32_t at =
+              at_step(place.values + rows_offset(kRows, c.resident ? panel : 0, 0) + transposed, n);
           CARZERO_UNROLL
           for (int j = 0; j < kTiles; ++j) {
             uint32_t b[4];

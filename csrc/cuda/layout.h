@@ -59,6 +59,21 @@ CARZERO_HOST_DEVICE BlockChunk left_chunk(int lane) { return {lane & 15, lane >>
 CARZERO_HOST_DEVICE BlockChunk right_chunk(int lane) { return {(lane & 7) | ((lane >> 4) << 3), (lane >> 3) & 1}; }
 CARZERO_HOST_DEVICE BlockChunk right_transposed_chunk(int lane) { return {lane & 15, lane >> 4}; }
 
+// What a lane adds to the place of a 16 x 16 block in the first k16 step of a panel: the block's own chunks are 2 * step
+// and the next, so that `at_step` names those of any step.
+CARZERO_HOST_DEVICE uint32_t block_lane(BlockChunk c) {
+  return static_cast<uint32_t>(c.row * kPanelRowBytes + ((c.chunk ^ (c.row & 7)) * kChunkBytes));
+}
+// The same place `step` steps on; `offset` is a multiple of 128 bytes and `block_lane`. One instruction, which keeps the
+// kernels from holding an address for each step.
+CARZERO_HOST_DEVICE uint32_t at_step(uint32_t offset, int step) {
+  return offset ^ static_cast<uint32_t>(2 * step * kChunkBytes);
+}
+// Where rows from `row` on, a multiple of 8, begin in a panel.
+CARZERO_HOST_DEVICE uint32_t rows_offset(int rows, int panel, int row) {
+  return static_cast<uint32_t>((panel * rows + row) * kPanelRowBytes);
+}
+
 // Shared memory of the forward kernel: keys, values (or one panel of them), then a table of `rows` scores' biases, their
 // row counts, and one word for 16 columns that marks the collapsed ones.
 struct ForwardShared {
@@ -92,7 +107,7 @@ CARZERO_HOST_DEVICE QueryShared query_shared(int rows, int columns, int panels) 
 // Shared memory of the backward kernel that owns keys: its keys and values, two stages of queries and output gradients
 // with their log-sum-exps and row sums, row counts. What lies before `counts` is taken again to add accumulators up.
 struct KeyShared {
-  uint32_t values, queries, gradients, logsumexp, delta, stage_bytes, counts, bytes;
+  uint32_t values, queries, gradients, logsumexp, delta, stage_bytes, counts, bias, bytes;
 };
 CARZERO_HOST_DEVICE KeyShared key_shared(int keys, int queries, int panels) {
   KeyShared s{};
@@ -103,7 +118,8 @@ CARZERO_HOST_DEVICE KeyShared key_shared(int keys, int queries, int panels) {
   s.delta = s.logsumexp + static_cast<uint32_t>(queries) * 4;
   s.stage_bytes = s.delta + static_cast<uint32_t>(queries) * 4;
   s.counts = s.queries + 2 * s.stage_bytes;
-  s.bytes = s.counts + static_cast<uint32_t>(keys) * 4;
+  s.bias = s.counts + static_cast<uint32_t>(keys) * 4;
+  s.bytes = s.bias + static_cast<uint32_t>(keys) * 4;
   return s;
 }
 

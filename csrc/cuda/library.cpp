@@ -257,5 +257,6 @@ STABLE_TORCH_LIBRARY_IMPL(carzero_cuda, CUDA, m) {
 
 }  // namespace carzero::cuda
 
-// The architectures that the kernels were compiled for, comma-separated.
+// The architectures that the kernels were compiled for, comma-separated, and by which nvcc.
 extern "C" __attribute__((visibility("default"))) const char* carzero_cuda_targets() { return CARZERO_CUDA_TARGETS; }
+extern "C" __attribute__((visibility("default"))) const char* carzero_cuda_nvcc() { return CARZERO_CUDA_NVCC; }

@@ -124,7 +124,8 @@ class Drop:
     def pointers(self) -> Dropout:
         return Dropout(
             self.seed.data_ptr(), self.memory.data_ptr(), self.query.data_ptr(),
-            self.query.shape[1] if self.query.shape[0] > 1 else 0, threshold(self.p), keep_scale(self.p), self.layer, self.direction,
+            self.query.shape[1] if self.query.shape[0] > 1 else 0, threshold(self.p), keep_scale(self.p), self.layer,
+            self.direction,
         )  # fmt: skip
 
 
@@ -239,9 +240,7 @@ def finish(
     return (used @ v).transpose(1, 2).flatten(2), lse, weights.mean(1)
 
 
-def plain(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, count: Tensor | None = None, drop: Drop | None = None
-) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, heads: int, count: Tensor | None = None, drop: Drop | None = None) -> Tensor:
     """What plain torch gets in the inputs' dtype: scores and softmax in float32, 16-bit operands and result."""
     dtype = q.dtype
     q, k, v = (by_heads(x, heads) for x in (q, k, v))
