@@ -115,7 +115,9 @@ def supports(
         rows: P.
     """
     check_name("supports", "backend", backend, BACKENDS)
-    return _able(backend, _Need(device, dtype, spec.width, spec.heads, False, False, rows))
+    other = spec.other()
+    differences = other.differences() if other else ""
+    return _able(backend, _Need(device, dtype, spec.width, spec.heads, "auto", False, differences, rows))
 
 
 def choose_recompute(
