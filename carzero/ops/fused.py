@@ -267,9 +267,10 @@ def _simr(run: Run, t: Tensor) -> Tensor:
 
 def _absorbed_layer(run: Run, state: State, l: int) -> State:
     """A layer whose output projection is part of the values: its attention is `tiled_attention`'s."""
-    weights, own, dropout = run.fused.shared.weights, run.fused.layers[l], run.dropout(l)
+    shared, own, dropout = run.fused.shared, run.fused.layers[l], run.dropout(l)
+    weights = shared.weights
     t = state.t.unflatten(0, (-1, run.grid[1])).expand(*run.grid, -1)
-    branch = attended(t, run.q1, run.part, l, weights, run.masks).flatten(0, 1)
+    branch = attended(t, run.q1, run.part, l, weights, run.masks, shared.core).flatten(0, 1)
     middle = gemm.add_finished(
         state, branch, weights.gemm, eps=weights.eps, dropout=dropout, site=Site.AFTER_OUT_PROJECTION
     )
