@@ -9,15 +9,19 @@ import sys
 
 import pytest
 
-from carzero.kernels import aot
 from carzero.kernels.aot import SHARED, TENSOR_CORE, Case, Figures, faults
 
 
-def compiled(*arguments: str) -> list[dict]:
-    """Lines of ``python -m carzero.kernels.aot --json`` in a process whose kernels are not interpreted."""
+def not_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a process whose kernels are compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-m", "carzero.kernels.aot", "--json", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def compiled(*arguments: str) -> list[dict]:
+    """Lines of ``python -m carzero.kernels.aot --json``."""
+    done = not_interpreted("-m", "carzero.kernels.aot", "--json", *arguments)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines, done.stderr[-3000:]
     wrong = [fault for line in lines for fault in line["faults"]]
@@ -44,10 +48,14 @@ def test_every_kernel_of_the_tables_fits_its_device(target: int) -> None:
 
 
 def test_cases_are_named_once_and_every_module_takes_part() -> None:
-    found = list(aot.cases())
-    names = [(case.name, case.target) for case in found]
+    program = (
+        "import json; from carzero.kernels import aot\n"
+        "print(json.dumps([[case.name, case.target, case.kernel.__name__] for case in aot.cases()]))"
+    )
+    found = json.loads(not_interpreted("-c", program).stdout)
+    names = [(name, target) for name, target, _ in found]
     assert len(set(names)) == len(names)
-    assert any(case.kernel.__name__ == "forward_online" for case in found)
+    assert {"forward_online", "gemm", "outer"} <= {kernel for *_, kernel in found}
 
 
 @pytest.mark.parametrize("target", sorted(SHARED))
@@ -73,10 +81,7 @@ def test_a_tile_that_is_too_large_is_found() -> None:
         " {'COUNT': False, 'DROPOUT': False}, True)\n"
         "print([fault for *_, found in aot.run([case]) for fault in found])"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
+    done = not_interpreted("-c", program)
     assert "sm_80" in done.stdout
     assert "bytes spill" in done.stdout or "bytes of shared memory" in done.stdout
 

@@ -107,14 +107,20 @@ def test_reference_and_torch_are_always_available() -> None:
         assert available(name, "cuda")[0]
 
 
-def test_backends_that_do_not_exist_yet_say_so() -> None:
-    assert available("cuda", "cuda") == (False, "not built in this version")
+#: What `backends.cuda.library` says on a machine without nvcc.
+NOT_BUILT = "its kernels are not built: put nvcc on PATH and run `pip install -e .` again"
+
+
+def test_a_core_that_is_not_built_and_unknown_names_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends.cuda, "library", lambda: (None, NOT_BUILT))
+    assert available("cuda", "cuda") == (False, NOT_BUILT)
     with pytest.raises(ValueError, match=r"backend must be one of .*, got 'gpu'; the nearest is"):
         available("gpu")
 
 
 def test_triton_runs_on_recent_cuda_devices_and_interpreted_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_triton_version", lambda: ("3.7.1", ""))
+    monkeypatch.setattr(backends.cuda, "library", lambda: (None, NOT_BUILT))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.delenv(backends.INTERPRET, raising=False)
@@ -123,7 +129,7 @@ def test_triton_runs_on_recent_cuda_devices_and_interpreted_where_asked_for(monk
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert available("triton", "cuda") == (True, "triton 3.7.1")
     cuda = torch.device("cuda")
-    assert choice(device=cuda) == ("triton", "triton: triton 3.7.1; not cuda: not built in this version")
+    assert choice(device=cuda) == ("triton", f"triton: triton 3.7.1; not cuda: {NOT_BUILT}")
     assert choice(device=cuda, recompute="none")[0] == "triton"
     assert choice(device=cuda, recompute="layer")[0] == "torch"
     assert choice(device=cuda, dtype=torch.float64)[0] == "torch"
@@ -154,9 +160,10 @@ def test_a_triton_that_does_not_import_says_why(monkeypatch: pytest.MonkeyPatch)
 
 def test_automatic_choice_and_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(backends.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(backends.cuda, "library", lambda: (None, NOT_BUILT))
     name, reason = choice()
     assert name == ("cpp" if available("cpp")[0] else "torch")
-    assert "not cuda: not built in this version" in reason
+    assert f"not cuda: {NOT_BUILT}" in reason
     assert choice(dtype=torch.float64)[0] == "torch"
     assert choice(recompute="none")[0] == "torch"
     assert choice(heads=8)[0] == "torch"
@@ -199,7 +206,10 @@ def test_the_environment_replaces_auto_and_nothing_else(monkeypatch: pytest.Monk
     assert choice() == ("reference", "CARZERO_BACKEND=reference")
     assert choice("torch") == ("torch", "asked for")
     monkeypatch.setenv(backends.ENVIRONMENT, "cuda")
-    with pytest.raises(RuntimeError, match="CARZERO_BACKEND=cuda was asked for and cannot run this call: not built"):
+    monkeypatch.setattr(backends.cuda, "library", lambda: (None, NOT_BUILT))
+    with pytest.raises(
+        RuntimeError, match="CARZERO_BACKEND=cuda was asked for and cannot run this call: its kernels are"
+    ):
         pair_logits(CASE.memory, CASE.queries, CASE.weights)
     monkeypatch.setenv(backends.ENVIRONMENT, "refrence")
     with pytest.raises(ValueError, match=r"CARZERO_BACKEND must be one of .* the nearest is 'reference'"):
