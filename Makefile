@@ -25,7 +25,7 @@ BUILT := $(STAMP)-carzero-$(if $(COMPILER),native,pure)
 # The tools of the environment (cmake, ninja) must be found by the build, whatever is active in the caller's shell.
 PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-all lint bench build clean distclean
+.PHONY: help demo test test-all lint bench docs build clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,10 @@ lint: build
 bench: build  ## compare the op's backends with the published decoder here; writes benchmarks/results/
 	@$(BIN)/carzero info --check
 	$(BIN)/python benchmarks/record.py
+
+docs: build  ## the documentation site, in build/docs; any warning fails
+	@$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
+	echo "wrote build/docs/index.html"
 
 build: $(BUILT)  ## the environment and the native extension
 
@@ -116,6 +120,6 @@ $(BUILT): $(STAMP)-torch pyproject.toml $(NATIVE)
 	  export CARZERO_NATIVE=0
 	fi
 	$(if $(filter pyproject.toml %stamp-torch,$?),$(PIP) install -c $(VENV)/constraints.txt $(BUILD_REQUIREMENTS))
-	$(PIP) install --no-build-isolation -c $(VENV)/constraints.txt $(if $(filter pyproject.toml %stamp-torch,$?),,--no-deps) -e ".[train,evaluate,dicom,prompts,dev]"
+	$(PIP) install --no-build-isolation -c $(VENV)/constraints.txt $(if $(filter pyproject.toml %stamp-torch,$?),,--no-deps) -e ".[train,evaluate,dicom,prompts,docs,dev]"
 	rm -f $(STAMP)-carzero-*
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -112,3 +113,53 @@ except Exception as error:
     )
     assert done.returncode == 0, done.stderr
     assert "cpp" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_from_the_source_archive_is_the_trees_and_installs(wheel: Path, tmp_path: Path) -> None:
+    """Nothing gets lost on the way, nothing else comes along, and a clean environment can use it."""
+    with tarfile.open(build(tmp_path, "sdist")) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert {"Makefile", "constraints.txt", "SECURITY.md", "docs/conf.py", "tests/test_packaging.py"} <= names
+    assert [n for n in names if n.endswith((".so", ".pyc", ".safetensors", ".ckpt", ".dcm"))] == []
+    (tree,) = (tmp_path / "unpacked").iterdir()
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    native_off = {**os.environ, "CARZERO_NATIVE": "0"}
+    native_off.pop("CARZERO_REQUIRE_NATIVE", None)
+    command = [*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(tree)]
+    subprocess.run(command, env=native_off, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(built) as ours, zipfile.ZipFile(wheel) as theirs:
+        assert set(ours.namelist()) == set(theirs.namelist())
+        folders = {name.split("/")[0] for name in ours.namelist()}
+        assert folders == {"carzero", f"carzero-{PROJECT['project']['version']}.dist-info"}
+    # without the extension: sources, recipes and templates, of which the largest is some tens of KiB
+    assert built.stat().st_size < 2 * 2**20
+
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "clean")], check=True)
+    python = tmp_path / "clean" / "bin" / "python"
+    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(built)], check=True, capture_output=True)
+    # torch and numpy are lent by the running environment
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    for module in ("torch", "numpy"):
+        folder = Path(importlib.util.find_spec(module).origin).parents[1]
+        (Path(site) / f"{module}.pth").write_text(f"{folder}\n")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    code = (
+        "import carzero, torch; d = carzero.SimRDecoder(carzero.DecoderSpec(width=32, ffn=48)); print(carzero.__file__)"
+    )
+    code += "; print(tuple(d(torch.randn(3, 5, 32), torch.randn(4, 32)).shape))"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    file, shape = done.stdout.splitlines()
+    assert Path(file).is_relative_to(site)
+    assert shape == "(3, 4)"
+    script = tmp_path / "clean" / "bin" / "carzero"
+    said = subprocess.run([script, "--version"], cwd=tmp_path, env=clean, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == f"carzero {PROJECT['project']['version']}"

@@ -13,8 +13,8 @@ PUBLIC = {
     },
     "carzero.ops": {
         "BACKENDS", "DecoderSpec", "DecoderWeights", "PackCache", "PackedWeights", "ProjectedMemory", "available",
-        "choose", "choose_recompute", "pack_weights", "pair_attention", "pair_attention_heads", "pair_logits", "pair_simr",
-        "project_memory",
+        "choose", "choose_recompute", "pack_weights", "pair_attention", "pair_attention_heads", "pair_logits",
+        "pair_simr", "project_memory",
     },
     "carzero.similarities": {"choose", "cosine", "max_sim", "vl_cabs", "word_region"},
     "carzero.dropin": {"Patch", "decoder_weights", "pair_logits", "patch", "unpatch"},

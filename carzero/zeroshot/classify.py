@@ -141,11 +141,11 @@ class ZeroShotClassifier:
         """Scores of all images that can be read; the others are in `failures`.
 
         Args:
-            images: paths, PIL images, arrays [H, W] or [H, W, 3], or `ImageFile`s; or the path of one file or folder.
+            images: paths, PIL images, arrays [H, W] or [H, W, 3], `ImageFile` objects; or one file's or folder's path.
             strict: raise at the first image that cannot be read.
             progress: called with the number of images done and of all.
         Returns:
-            a row an image, in order: ``image`` (its name or path; ``image 3`` for the fourth object without a path)
+            a row an image, in order, with ``image`` (name or path; ``image 3`` for the fourth object without a path)
             and a float32 column of logits for each class.
         Raises:
             ImageError: with `strict`, an image cannot be read.
