@@ -133,10 +133,14 @@ def faults(case: Case, figures: Figures) -> list[str]:
 
 
 def run(chosen: list[Case]) -> Iterator[tuple[Case, Figures | None, list[str]]]:
-    """Compile each; one that does not compile has no figures."""
+    """Compile each, and once what several cases share; one that does not compile has no figures."""
+    made: dict[str, Figures] = {}
     for case in chosen:
+        # a tile of some rows is one program for every P
+        program = repr((case.kernel, case._replace(name="", kernel=None, representative=False)))
         try:
-            figures = compile_case(case)
+            figures = made.get(program) or compile_case(case)
+            made[program] = figures
         except Exception as error:
             # the other cases are worth knowing; this one's fault makes the exit code 1
             cause: BaseException = error

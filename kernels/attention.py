@@ -233,7 +233,7 @@ def attention_forward(
         **tiles.options(),
     )  # fmt: skip
     if maps is not None:
-        tiles = MAPS
+        tiles = MAPS[q.dtype.itemsize]
         average_maps[(m, triton.cdiv(queries, tiles.queries), triton.cdiv(rows, tiles.rows))](
             q, k, count, lse, maps, queries, rows, call.q_memory, k.stride(0), call.count_memory, call.factor,
             **call.constants(tiles), **tiles.options(),

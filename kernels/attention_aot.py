@@ -59,7 +59,7 @@ def _shape(target: int, dtype: torch.dtype, width: int, rows: int) -> Iterator[C
         whole = {**flags, "WHOLE": backward.queries is None}
         yield _case(backward_rows, target, dtype, width, backward.rows, more, whole, often and dropout)
     if rows == 197:
-        yield _case(average_maps, target, dtype, width, MAPS, what, {"COUNT": True}, False)
+        yield _case(average_maps, target, dtype, width, MAPS[dtype.itemsize], what, {"COUNT": True}, False)
 
 
 def _lanes(target: int) -> Case:
@@ -76,7 +76,7 @@ def _case(
 ) -> Case:  # fmt: skip
     ahead = flags.get("DROPOUT", False) and draws_ahead(target, flags["COUNT"])
     constants = {
-        "HEADS": _HEADS, "WIDTH": width, "WIDTHS": widths(width), "Q_ROW": _HEADS * width,
+        "HEADS": _HEADS, "WIDTH": width, "WIDTHS": widths(width, dtype.itemsize), "Q_ROW": _HEADS * width,
         "KV_ROW": 2 * _LAYERS * _HEADS * width, "D_KV_ROW": 2 * _LAYERS * _HEADS * width, "QUERIES": tiles.queries,
         "ROWS": tiles.rows, "PRECISION": precision(dtype), "AHEAD": ahead, **flags,
     }  # fmt: skip

@@ -51,8 +51,8 @@ class Backward(NamedTuple):
     queries: Tiles | None
 
 
-#: Of the head-averaged maps.
-MAPS = Tiles(32, 32, 4, 1)
+#: Of the head-averaged maps, by bytes of an operand: Hopper's products want 64 queries, float32 registers for operands.
+MAPS = {2: Tiles(64, 32, 4, 1), 4: Tiles(32, 16, 8, 1)}
 #: Of the kept lanes of rows with counts.
 LANES = Tiles(64, 32, 4, 1)
 
@@ -73,13 +73,22 @@ _BACKWARD: dict[tuple[int, int, bool], tuple[tuple[int, Tiles, Tiles | None], ..
     (100, 2, False): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 64, 8, 1), Tiles(64, 64, 8, 2))),
     (100, 2, True): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 32, 8, 1), Tiles(64, 64, 8, 2))),
 }
-# What fits everywhere: float32, which is multiplied without tensor cores and with operands in registers, heads wider
-# than the published one, and devices with 99 KiB of shared memory.
+# What fits everywhere: float32, which is multiplied without tensor cores and with operands in registers, and devices
+# with 99 KiB of shared memory.
 _SMALL_FORWARD = ((32, Tiles(32, ALL, 8, 1)), (ANY, Tiles(32, 16, 8, 1)))
 _SMALL_BACKWARD = ((ANY, Tiles(32, 16, 8, 1), Tiles(32, 16, 8, 1)),)
-# 16-bit heads wider than the published one: with 8 warps dq spilled 4 bytes on A100, with 4 float32 spills thousands.
-_WIDE_BACKWARD = ((ANY, Tiles(32, 16, 8, 1), Tiles(32, 16, 4, 1)),)
+# The published width; wider ones get smaller tiles.
 _WIDEST = 192
+_WIDE_FORWARD = {(90, 2): ((ANY, Tiles(64, 32, 8, 2)),), (100, 2): ((ANY, Tiles(64, 32, 8, 2)),)}
+# On A100 dq with 8 warps spilled 4 bytes.
+_WIDE_BACKWARD = {
+    (80, 2): ((ANY, Tiles(32, 16, 8, 1), Tiles(32, 16, 4, 1)),),
+    (90, 2): ((ANY, Tiles(32, 16, 8, 1), Tiles(64, 32, 8, 2)),),
+    (100, 2): ((ANY, Tiles(32, 16, 8, 1), Tiles(64, 32, 8, 2)),),
+}
+# Of dk and dv, 8 warps spilled 16 bytes; wider heads need more than 99 KiB with 32 queries.
+_FLOAT32_BACKWARD = ((ANY, Tiles(32, 16, 4, 1), Tiles(32, 16, 8, 1)),)
+_WIDE_FLOAT32_BACKWARD = ((ANY, Tiles(16, 16, 8, 1), Tiles(32, 16, 8, 1)),)
 
 
 def target(device: torch.device) -> int:
@@ -105,14 +114,19 @@ def draws_ahead(target: int, count: bool) -> bool:
 
 def forward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, count: bool) -> Tiles:
     """Of the forward, for heads of a width and memories of so many rows."""
-    lines = _FORWARD.get((target, dtype.itemsize, count), _SMALL_FORWARD) if width <= _WIDEST else _SMALL_FORWARD
+    if width > _WIDEST:
+        lines = _WIDE_FORWARD.get((target, dtype.itemsize), _SMALL_FORWARD)
+    else:
+        lines = _FORWARD.get((target, dtype.itemsize, count), _SMALL_FORWARD)
     return next(tiles.of(rows) for most, tiles in lines if rows <= most)
 
 
 def backward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, count: bool) -> Backward:
     """Of the backward, for heads of a width and memories of so many rows."""
-    if width > _WIDEST and dtype.itemsize == 2:
-        lines = _WIDE_BACKWARD
+    if dtype == torch.float32:
+        lines = _FLOAT32_BACKWARD if width <= _WIDEST else _WIDE_FLOAT32_BACKWARD
+    elif width > _WIDEST:
+        lines = _WIDE_BACKWARD.get((target, dtype.itemsize), _SMALL_BACKWARD)
     else:
-        lines = _BACKWARD.get((target, dtype.itemsize, count), _SMALL_BACKWARD) if width <= _WIDEST else _SMALL_BACKWARD
+        lines = _BACKWARD.get((target, dtype.itemsize, count), _SMALL_BACKWARD)
     return next(Backward(tiles.of(rows), queries) for most, tiles, queries in lines if rows <= most)

@@ -30,7 +30,9 @@ def cuda(*shape: int, dtype: str = "bfloat16") -> list:
     return [list(shape), f"torch.{dtype}", "cuda", False]
 
 
-CASES = pytest.mark.parametrize(("backend", "recompute"), [("torch", "full"), ("torch", "none")])
+CASES = pytest.mark.parametrize(
+    ("backend", "recompute"), [("torch", "full"), ("torch", "none"), ("triton", "full"), ("cuda", "full")]
+)
 
 
 @CASES
