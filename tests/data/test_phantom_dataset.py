@@ -10,6 +10,7 @@ import pytest
 
 from carzero.data.phantom import FINDINGS, draw, label_column, labels_of, split, write_dataset
 from carzero.errors import UserError
+from carzero.evaluate.boxes import read_boxes
 
 PAIRS = [("nodule", "left"), ("pleural effusion", "right")]
 
@@ -67,6 +68,10 @@ def test_written_files_say_what_was_drawn(tmp_path):
         for sentence in (*phantom.report, *phantom.aligned):
             assert sentence in row["text"]
         assert {k: int(marks[label_column(k)]) for k in phantom.labels} == phantom.labels
+    boxes = read_boxes(tmp_path / "train_boxes.csv")
+    for phantom, row in zip(train, rows):
+        for finding in phantom.findings:
+            assert finding.box in boxes.of(row["image"], finding.name, 48, 48)
 
 
 @pytest.mark.parametrize("pair", [("edema", "left"), ("nodule", "both"), ("nodul", "left")])

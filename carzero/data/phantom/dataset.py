@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -92,23 +93,28 @@ def label_column(key: str | Pair) -> str:
 
 
 def write_dataset(folder: str | Path, phantoms: Iterable[Phantom], *, split: str = "train") -> tuple[Path, Path]:
-    """Write PNG files, a manifest for `carzero train`, and the labels.
+    """Write PNG files, a manifest for `carzero train`, the labels, and the boxes for `carzero explain`.
 
     Args:
         folder: made if it is not there; PNGs go to `images/`.
         phantoms: what to write.
-        split: value of the manifest's column of that name; also names the two tables.
+        split: value of the manifest's column of that name; also names the tables.
     Returns:
         (manifest, labels): `<split>.csv` with the columns image (path relative to the folder), text (report, then the
         canonical sentences it lacks), patient and split; `<split>_labels.csv` with the column image and one 0/1 column
-        per finding and per finding and side.
+        per finding and per finding and side. Beside them `<split>_boxes.csv`: image, finding and x0, y0, x1, y1 in
+        pixels, a row a box.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     manifest, table = folder / f"{split}.csv", folder / f"{split}_labels.csv"
-    with manifest.open("w", newline="", encoding="utf-8") as f, table.open("w", newline="", encoding="utf-8") as g:
-        rows, labels = csv.writer(f), csv.writer(g)
+    with contextlib.ExitStack() as files:
+        rows, labels, boxes = (
+            csv.writer(files.enter_context(path.open("w", newline="", encoding="utf-8")))
+            for path in (manifest, table, folder / f"{split}_boxes.csv")
+        )
         rows.writerow(("image", "text", "patient", "split"))
+        boxes.writerow(("image", "finding", "x0", "y0", "x1", "y1"))
         for number, phantom in enumerate(phantoms):
             name = f"images/{split}_{phantom.seed}_{phantom.index:08d}.png"
             if not cv2.imwrite(str(folder / name), phantom.image):
@@ -118,4 +124,5 @@ def write_dataset(folder: str | Path, phantoms: Iterable[Phantom], *, split: str
             sentences = dict.fromkeys((*phantom.report, *phantom.aligned))
             rows.writerow((name, " ".join(sentences), f"{phantom.seed}-{phantom.index}", split))
             labels.writerow((name, *phantom.labels.values()))
+            boxes.writerows((name, finding.name, *finding.box) for finding in phantom.findings)
     return manifest, table
