@@ -17,6 +17,7 @@ from carzero.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 REQUIRED, OPTIONAL = ("image", "text"), ("texts", "patient", "study", "split", "view")
 
@@ -55,7 +56,7 @@ class ManifestDataset(Dataset[Pair]):
     ) -> None:
         self.manifest = Path(manifest)
         self.processor = processor or ImageProcessor()
-        self.table = _select(read_manifest(self.manifest), self.manifest, split)
+        self.table = select_rows(read_manifest(self.manifest), self.manifest, split)
         self.table["image"] = absolute(self.table["image"], self.manifest)
         check_files(self.table["image"], self.manifest)
         self.images: list[str] = self.table["image"].tolist()
@@ -67,6 +68,14 @@ class ManifestDataset(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         return Pair(self.pixels(index), self.texts[index])
+
+    def prepare(self, size: int) -> None:
+        """From here on images are prepared for a model's input of this size."""
+        self.processor = ImageProcessor(size=size)
+
+    def square(self, index: int) -> NDArray[np.uint8]:
+        """The resized, padded image of a pair, uint8 ``[side, side]``."""
+        return self.processor.square(self.images[index])[0]
 
     def pixels(
         self, index: int, augmentation: Augmentation | None = None, rng: np.random.Generator | None = None
@@ -155,7 +164,12 @@ def _text_list(cell: object, number: int, path: Path) -> list[str]:
     return [text for text in cell if text.strip()]
 
 
-def _select(table: pd.DataFrame, manifest: Path, split: str | None) -> pd.DataFrame:
+def select_rows(table: pd.DataFrame, manifest: Path, split: str | None) -> pd.DataFrame:
+    """The rows of a split.
+
+    Raises:
+        UserError: there are none, or some lack an image or a text.
+    """
     if split is not None:
         if "split" not in table.columns:
             raise UserError(f"The manifest {manifest} has no column split, but the split {split!r} was asked for.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,12 +14,13 @@ from torch.utils.data import Dataset
 
 from carzero.data.dataset import ManifestDataset
 from carzero.data.images import Augmentation, ImageProcessor
+from carzero.data.shards import ShardedPairs, is_sharded
 from carzero.data.squares import SquareCache
 from carzero.errors import UserError
 from carzero.models.carzero import CARZero
 from carzero.models.text import clean_text
 from carzero.train.config import TrainConfig
-from carzero.train.order import Course, batch_indices, pair_generator
+from carzero.train.order import Course, Shards, batch_indices, pair_generator
 from carzero.train.ranks import Ranks
 from carzero.train.sentences import published_sentences, sentences, swap_sides
 
@@ -67,12 +70,12 @@ class PairStream(Dataset[Batch]):
         ranks: whose views are read; the batch's texts are drawn by every rank, which needs no exchange of them.
 
     Raises:
-        UserError: as `ManifestDataset`.
+        UserError: as `ManifestDataset` or `ShardedPairs`.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks | None = None) -> None:
         self.config, self.ranks = config, ranks or Ranks()
-        self.pairs = ManifestDataset(config.manifest, split=config.split)
+        self.pairs, self._shards = _open(config)
         self.texts = self.pairs.texts
         cut = published_sentences if config.text == "published" else sentences
         lists = self.pairs.parts or [cut(text) for text in self.texts]
@@ -93,8 +96,8 @@ class PairStream(Dataset[Batch]):
 
     def prepare_for(self, model: CARZero) -> None:
         """Make views of the size that the model takes."""
-        self.pairs.processor = ImageProcessor(size=model.config.image.image_size)
-        if self.config.cache or self.config.cache_folder is not None:
+        self.pairs.prepare(model.config.image.image_size)
+        if self._shards is None and (self.config.cache or self.config.cache_folder is not None):
             self._cache = SquareCache(self.pairs.images, self.pairs.processor, self.config.cache_folder)
 
     def describe(self) -> str:
@@ -103,7 +106,19 @@ class PairStream(Dataset[Batch]):
         sizes = {epoch: self.course.batch_size(epoch) for epoch in self.config.batch_sizes}
         each = ", ".join(f"{size} a step" + f" from epoch {epoch} on" * (epoch > 0) for epoch, size in sizes.items())
         kept = f"; {self._cache.held} prepared images in {self._cache.where}" if self._cache else ""
+        if self._shards is not None:
+            assert isinstance(self.pairs, ShardedPairs)
+            kept = f"; {self.pairs.describe()}, {self._shards.mixed} mixed at a time"
         return f"{len(self)} pairs with {parts} sentences, {each}, from {self.config.manifest}{kept}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the pairs' texts and order: a run that goes on must find the same."""
+        digest = hashlib.sha256("\n".join("\t".join(parts) for parts in self._sentences).encode())
+        # one group of shards is the order of files
+        if self._shards is not None and len(set(self._shards.of.tolist())) > self._shards.mixed:
+            digest.update(self._shards.of.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def image_paths(self, step: int) -> list[str]:
         """The files that this rank reads for a step."""
@@ -112,7 +127,7 @@ class PairStream(Dataset[Batch]):
 
     def _indices(self, step: int) -> list[int]:
         return batch_indices(
-            step, pairs=len(self), batch_size=self.config.batch_sizes, seed=self.config.seed
+            step, pairs=len(self), batch_size=self.config.batch_sizes, seed=self.config.seed, shards=self._shards
         ).tolist()  # fmt: skip
 
     def __getitem__(self, step: int) -> Batch:
@@ -147,8 +162,18 @@ class PairStream(Dataset[Batch]):
 
     def _view(self, index: int, random: np.random.Generator) -> NDArray[np.uint8]:
         processor = self.pairs.processor
-        square = processor.square(self.pairs.images[index])[0] if self._cache is None else self._cache[index]
+        square = self.pairs.square(index) if self._cache is None else self._cache[index]
         if self._augmentation is not None:
             return self._augmentation(square, processor.size, random)
         low = (processor.side - processor.size) // 2
         return square[low : low + processor.size, low : low + processor.size]
+
+
+def _open(config: TrainConfig) -> tuple[ManifestDataset | ShardedPairs, Shards | None]:
+    """The pairs that a run's manifest names, and how they are shuffled where they lie in shards."""
+    if not is_sharded(config.manifest):
+        return ManifestDataset(config.manifest, split=config.split), None
+    if config.cache:
+        raise UserError(f"train: {config.manifest} holds prepared images: leave cache out.")
+    pairs = ShardedPairs(config.manifest, split=config.split, kept_in=config.cache_folder)
+    return pairs, Shards(pairs.shard_of, config.shuffle_shards)

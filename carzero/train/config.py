@@ -89,7 +89,10 @@ class TrainConfig:
         ``carzero/train/recipes/published.yaml``.
     """
 
-    manifest: str = _doc("CSV or Parquet table with the columns image and text or texts")
+    manifest: str = _doc(
+        "CSV or Parquet table with the columns image and text or texts; or shards: a folder of `carzero data shard`, or "
+        "its address (s3://, gs://, azure://, r2://, hf://)"
+    )
     out: str = _doc("folder for the model, checkpoints, metrics.csv, config.yaml and summary.html")
     split: str | None = _doc("rows whose column split is this; all when not given", None)
     init: Init = field(default=Init(), metadata={"help": "what the run starts from"})
@@ -146,7 +149,10 @@ class TrainConfig:
     )
     flip_share: float = _doc("share of the images that flip mirrors", 0.3)
     cache: bool = _doc("keep the prepared images in memory, shared by the reading processes", False)
-    cache_folder: str | None = _doc("keep the prepared images in a file of this folder, for later runs too", None)
+    cache_folder: str | None = _doc(
+        "keep the prepared images, or shards that are fetched, in this folder, for later runs too", None
+    )
+    shuffle_shards: int = _doc("shards whose pairs are shuffled together, where the manifest is shards", 16)
     validation: Validation = field(default=Validation(), metadata={"help": "zero-shot AUROC during the run"})
     seed: int = _doc("of weights, data order, sentences and dropout", 0)
     device: str = _doc("cpu, cuda, cuda:N, or auto", "auto")
@@ -170,7 +176,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         object.__setattr__(self, "trackers", list(self.trackers))
-        for name in ("epochs", "texts_per_image", "log_every", "checkpoint_every", "keep"):
+        for name in ("epochs", "texts_per_image", "shuffle_shards", "log_every", "checkpoint_every", "keep"):
             _at_least(name, getattr(self, name), 1)
         for name in ("steps", "micro_batch"):
             if getattr(self, name) is not None:

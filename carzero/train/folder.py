@@ -44,8 +44,19 @@ def write_model(model: CARZero, out: Path) -> None:
     replace_folder(partial, out / "model")
 
 
-def same_run(before: dict[str, Any], config: TrainConfig) -> None:
-    """Raise where a run would be resumed with another course; other paths, workers or logging are fine."""
+def same_run(state: dict[str, Any], config: TrainConfig, fingerprint: str) -> None:
+    """Raise where a run would be resumed with another course; other paths, workers or logging are fine.
+
+    Args:
+        state: of the checkpoint.
+        fingerprint: of the pairs that the run would go on with.
+    """
+    before = state["config"]
+    if state["pairs"] != fingerprint:
+        raise UserError(
+            f"train: --resume goes on with the pairs of the first run ({before['manifest']}), but those of "
+            f"{config.manifest} are others, or lie in other shards."
+        )
     changed = {k: (before.get(k), v) for k, v in config.as_dict().items() if k not in FREE and before.get(k) != v}
     if changed:
         listed = "; ".join(f"{k} was {a!r} and is now {b!r}" for k, (a, b) in changed.items())

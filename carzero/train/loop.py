@@ -95,7 +95,7 @@ def train(
     state: dict[str, Any] | None = None
     if folder is not None:
         state = read_state(folder)
-        same_run(state["config"], config)
+        same_run(state, config, stream.fingerprint)
         model, source = load(folder / "model"), f"checkpoint {folder}"
     elif model is None:
         model, source = build_model(config, stream.texts)
@@ -131,6 +131,7 @@ def train(
     def save() -> None:
         random, whole = ranks.objects(random_states()), engine.whole_model(model)
         kept = {**engine.state(optimizer), "random": random, "config": config.as_dict(), "versions": versions()}
+        kept["pairs"] = stream.fingerprint
         save_checkpoint(out, whole, kept, step, ranks, keep=config.keep)
 
     losses: list[float] = []

@@ -53,18 +53,44 @@ class Course:
         raise AssertionError("the last size holds for ever")
 
 
-def batch_indices(step: int, *, pairs: int, batch_size: int | Mapping[int, int], seed: int) -> NDArray[np.int64]:
-    """Indices ``[B]`` of a step's pairs: a slice of the epoch's own permutation, without a repeat within an epoch."""
+@dataclass(frozen=True, eq=False)
+class Shards:
+    """Which shard each pair lies in, and how many shards a step may touch.
+
+    Args:
+        of: int64 ``[N]``.
+        mixed: shards whose pairs are shuffled together; an epoch draws anew which.
+    """
+
+    of: NDArray[np.int64]
+    mixed: int
+
+
+def batch_indices(
+    step: int, *, pairs: int, batch_size: int | Mapping[int, int], seed: int, shards: Shards | None = None
+) -> NDArray[np.int64]:
+    """Indices ``[B]`` of a step's pairs: a slice of the epoch's own permutation, without a repeat within an epoch.
+
+    With shards the permutation goes through groups of `mixed` shards, one group after the other; where one group holds
+    all, it is the permutation without shards.
+    """
     course = Course(pairs, batch_size if isinstance(batch_size, Mapping) else {0: batch_size})
     epoch, slot = course.place(step)
     size = course.batch_size(epoch)
-    return _permutation(seed, epoch, pairs)[slot * size : (slot + 1) * size]
+    return _permutation(seed, epoch, pairs, shards)[slot * size : (slot + 1) * size]
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, pairs: int) -> NDArray[np.int64]:
+def _permutation(seed: int, epoch: int, pairs: int, shards: Shards | None) -> NDArray[np.int64]:
     """An epoch's order; ten million pairs take 0.2 s, which no step should pay again."""
-    return np.random.default_rng((seed, epoch)).permutation(pairs)
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(pairs)
+    if shards is None:
+        return order
+    present, of = np.unique(shards.of, return_inverse=True)
+    group = random.permutation(len(present)) // shards.mixed
+    # a stable sort keeps the random order inside a group
+    return order[np.argsort(group[of[order]], kind="stable")]
 
 
 def pair_generator(seed: int, step: int, index: int) -> np.random.Generator:
