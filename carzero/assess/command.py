@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from carzero.errors import UserError
+from carzero.zeroshot.command import configure_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +70,7 @@ def model_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--images", metavar="FOLDER", help="with --weights: where the labels' images are")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (default: 16)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: CUDA where present)")
+    configure_parts(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install 'carzero[evaluate]'.") from None
     check_options(args)
-    report, sample, drawn = measure(args)
+    measured = measure(args)
+    if measured is None:
+        return 0
+    report, sample, drawn = measured
     written = []
     if args.out:
         from carzero.evaluate.page import write_page
@@ -110,8 +115,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace) -> tuple[Report, Sample, bool]:
-    """The report, the sample it is of, and whether its images are drawn."""
+def measure(args: argparse.Namespace) -> tuple[Report, Sample, bool] | None:
+    """The report, the sample it is of, and whether its images are drawn.
+
+    None in processes that share the scoring with others, but for the first.
+    """
     import numpy as np
 
     from carzero.evaluate.compare import compare
@@ -123,6 +131,8 @@ def measure(args: argparse.Namespace) -> tuple[Report, Sample, bool]:
 
     classes, by = _listed(args.classes), _listed(args.by)
     source = _source(args)
+    if source is None:
+        return None
     sample = join(source.predictions, source.labels, classes=source.classes or classes, uncertain=args.uncertain, by=by)
     checks = {}
     if source.subject is not None:
@@ -190,6 +200,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError("--labels is needed (only --drawn has its own).")
     if args.weights and args.drawn is None and not args.images:
         raise UserError("--weights needs the images: give their folder with --images.")
+    if args.parts and not args.images:
+        raise UserError("--parts shares the scoring of images in files: it goes with --weights and --images.")
     if args.predictions and (args.images or args.prompts or _asked(args)):
         raise UserError("--images, --prompts and the checks for known weaknesses need a model: --weights.")
     if args.benchmark and args.prompts:

@@ -54,8 +54,8 @@ def predictions_source(args: argparse.Namespace) -> Source:
     return Source(f"{benchmark.title}: {Path(args.predictions).name}", predictions, labels, benchmark=benchmark)
 
 
-def model_source(args: argparse.Namespace, checks: Sequence[str]) -> Source:
-    """Scores of a model for the images that labels name."""
+def model_source(args: argparse.Namespace, checks: Sequence[str]) -> Source | None:
+    """Scores of a model for the images that labels name; None where they are another process's to measure."""
     from carzero.assess.subject import subject_of_files
 
     name = Path(args.weights).name
@@ -76,7 +76,7 @@ def model_source(args: argparse.Namespace, checks: Sequence[str]) -> Source:
     return _scored(args, subject, title, checks, benchmark)
 
 
-def drawn_source(args: argparse.Namespace, checks: Sequence[str]) -> Source:
+def drawn_source(args: argparse.Namespace, checks: Sequence[str]) -> Source | None:
     """Scores of a model for drawn radiographs."""
     from carzero.assess.subject import drawn_subject
 
@@ -93,14 +93,20 @@ def benchmark_prompts(benchmark: Benchmark) -> PromptSet:
 
 def _scored(
     args: argparse.Namespace, subject: Subject, title: str, checks: Sequence[str], benchmark: Benchmark | None = None
-) -> Source:
-    from carzero.assess.scoring import predictions, score
+) -> Source | None:
+    from carzero.assess.scoring import InParts, predictions, score
     from carzero.assess.weaknesses import prompts_of
     from carzero.models.checkpoint import load
+    from carzero.zeroshot.command import join_parts
+
+    ranks = join_parts(args)
+    parts = None if ranks is None else InParts(Path(args.parts), args.part_size, args.weights, ranks)
 
     sets = [subject.prompts, *(prompts for check in checks for prompts in prompts_of(check, subject))]
     model = load(args.weights, tokenizer=args.tokenizer)
-    scores = score(model, subject, sets, batch_size=args.batch_size, device=args.device)
+    scores = score(model, subject, sets, batch_size=args.batch_size, device=args.device, parts=parts)
+    if scores is None:
+        return None
     pool = benchmark.pool if benchmark else "mean"
     found = predictions(subject, scores, pool)
     return Source(title, found, subject.labels, subject.prompts.classes, benchmark, subject, scores)

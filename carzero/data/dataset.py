@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
+from carzero.data.files import ImageFile
 from carzero.data.images import Augmentation, ImageProcessor
 from carzero.errors import UserError
 
@@ -164,22 +165,41 @@ def _text_list(cell: object, number: int, path: Path) -> list[str]:
     return [text for text in cell if text.strip()]
 
 
-def select_rows(table: pd.DataFrame, manifest: Path, split: str | None) -> pd.DataFrame:
-    """The rows of a split.
+def manifest_images(manifest: str | os.PathLike[str], split: str | None = None) -> list[ImageFile]:
+    """The images of a manifest, each once, named as it names them; it needs no texts.
 
     Raises:
-        UserError: there are none, or some lack an image or a text.
+        UserError: it cannot be read, lacks the column image or the split, or names files that do not exist.
+    """
+    path = Path(manifest)
+    table = read_table(path)
+    if "image" not in table.columns:
+        raise UserError(f"The manifest {path} lacks the column image; it has {', '.join(map(str, table.columns))}.")
+    table = select_rows(table.fillna({"image": ""}).astype({"image": str}), path, split, ("image",))
+    names = list(dict.fromkeys(table["image"]))
+    files = absolute(pd.Series(names), path)
+    check_files(files, path)
+    return [ImageFile(name, Path(file)) for name, file in zip(names, files)]
+
+
+def select_rows(
+    table: pd.DataFrame, manifest: Path, split: str | None, filled: Sequence[str] = REQUIRED
+) -> pd.DataFrame:
+    """The rows of a split, numbered from 0.
+
+    Raises:
+        UserError: there are none, or a cell of the columns `filled` is blank.
     """
     if split is not None:
         if "split" not in table.columns:
             raise UserError(f"The manifest {manifest} has no column split, but the split {split!r} was asked for.")
-        known = sorted(set(table["split"]))
+        known = sorted(set(table["split"].astype(str)))
         if split not in known:
             raise UserError(f"The manifest {manifest} has no row of split {split!r}; it has {', '.join(known)}.")
         table = table[table["split"] == split]
     if table.empty:
         raise UserError(f"The manifest {manifest} has a header but no rows.")
-    for name in REQUIRED:
+    for name in filled:
         # a row's number is its line where no text has line breaks: the header is line 1
         rows = [str(number + 2) for number in table.index[table[name].str.strip() == ""]]
         if rows:

@@ -36,8 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Score the reference set and write; returns the exit code (1: an image could not be scored)."""
-    from carzero.data.files import list_images
-    from carzero.zeroshot.command import make_classifier, predict, read_prompts, report
+    from carzero.zeroshot.command import listed_images, make_classifier, predict, read_prompts, report
     from carzero.zeroshot.reference import FILE, ScoreReference
 
     if args.out is None and not Path(args.weights).is_dir():
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if not out.parent.is_dir():
         raise UserError(f"--out {out} cannot be written: there is no folder {out.parent}.")
     prompts = read_prompts(args)
-    images = list_images(args.images)
+    images = listed_images(args)
     classifier = make_classifier(args, prompts)
     table = predict(classifier, images)
     calibrations = {} if args.labels is None else _calibrate(classifier, table, args)

@@ -15,6 +15,7 @@ from carzero.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from carzero.data.files import ImageFile
     from carzero.prompts.sets import PromptSet
     from carzero.train.ranks import Ranks
     from carzero.zeroshot.classify import ZeroShotClassifier
@@ -29,8 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     configure_scoring(parser)
     parser.add_argument("--out", required=True, metavar="FILE.csv", help="table to write: a row an image")
     parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
-    parser.add_argument("--parts", metavar="FOLDER", help="score in parts kept here: resumable, and shared by torchrun")
-    parser.add_argument("--part-size", type=int, default=1024, metavar="N", help="images of a part (default: 1024)")
+    configure_parts(parser)
     parser.add_argument(
         "--add",
         metavar="A,B",
@@ -45,9 +45,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def configure_parts(parser: argparse._ActionsContainer) -> None:
+    """Options of every command that scores in parts."""
+    parser.add_argument("--parts", metavar="FOLDER", help="score in parts kept here: resumable, and shared by torchrun")
+    parser.add_argument("--part-size", type=int, default=1024, metavar="N", help="images of a part (default: 1024)")
+
+
 def configure_scoring(parser: argparse.ArgumentParser) -> None:
     """Options of every command that scores images."""
-    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER", help="PNG, JPEG or DICOM files, or folders")
+    parser.add_argument("images", nargs="*", metavar="IMAGE_OR_FOLDER", help="PNG, JPEG or DICOM files, or folders")
+    parser.add_argument("--manifest", metavar="FILE", help="CSV or Parquet table with the column image, instead")
+    parser.add_argument("--split", help="with --manifest: rows whose column split is this (default: all)")
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
         "--prompts",
@@ -95,9 +103,7 @@ def _classify(args: argparse.Namespace) -> int:
     from carzero.prompts.lint import lint
 
     _warn("classify", lint(prompts))
-    from carzero.data.files import list_images
-
-    images = list_images(args.images)
+    images = listed_images(args)
     ranks = _join(args, columns)
     classifier = make_classifier(args, prompts)
     from carzero.zeroshot.columns import add_columns, find_reference
@@ -120,6 +126,21 @@ def _classify(args: argparse.Namespace) -> int:
     write_table(add_columns(scores, columns, classifier.verdicts, reference), out)
     print(f"{out}: {len(scores)} images x {len(prompts)} classes. {LOGITS}")
     return report(classifier, out, "classify")
+
+
+def listed_images(args: argparse.Namespace) -> list[ImageFile]:
+    """The images that the options of `configure_scoring` name."""
+    if bool(args.images) == bool(args.manifest):
+        raise UserError("Name either images and folders, or a table of them with --manifest.")
+    if args.split is not None and not args.manifest:
+        raise UserError("--split goes with --manifest.")
+    if args.manifest:
+        from carzero.data.dataset import manifest_images
+
+        return manifest_images(args.manifest, args.split)
+    from carzero.data.files import list_images
+
+    return list_images(args.images)
 
 
 def make_classifier(args: argparse.Namespace, prompts: PromptSet) -> ZeroShotClassifier:
@@ -148,15 +169,21 @@ def _columns(text: str) -> list[str]:
 
 
 def _join(args: argparse.Namespace, columns: Sequence[str]) -> Ranks | None:
+    if args.parts is not None and args.strict:
+        raise UserError("--parts lists the images that cannot be read: leave --strict out.")
+    if args.parts is not None and "guard" in columns:
+        raise UserError("--parts keeps scores and failures, not the guard's verdicts: leave guard out of --add.")
+    return join_parts(args)
+
+
+def join_parts(args: argparse.Namespace) -> Ranks | None:
     """The processes that share the work, where it is cut into parts; this one's device becomes torch's."""
     if args.parts is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("Several processes share the work in parts: give --parts FOLDER.")
         return None
-    if args.strict or args.part_size < 1:
-        raise UserError(f"--parts goes with a --part-size of at least 1 and without --strict, got {args.part_size}.")
-    if "guard" in columns:
-        raise UserError("--parts keeps scores and failures, not the guard's verdicts: leave guard out of --add.")
+    if args.part_size < 1:
+        raise UserError(f"--part-size must be at least 1, got {args.part_size}.")
     from carzero.train.ranks import join
 
     return join()

@@ -94,7 +94,38 @@ def test_command_alone_and_on_two_processes_writes_the_same_table(images: Path, 
 def test_wrong_combinations_are_sentences(images: Path, weights: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     words = ["classify", str(images), "--classes", "mass", "--weights", str(weights), "--out", str(tmp_path / "s.csv")]
     assert main([*words, "--parts", str(tmp_path / "p"), "--strict"]) == 2
-    assert "--parts goes with a --part-size of at least 1 and without --strict" in capsys.readouterr().err
+    assert "--parts lists the images that cannot be read: leave --strict out" in capsys.readouterr().err
+    assert main([*words, "--parts", str(tmp_path / "p"), "--part-size", "0"]) == 2
+    assert "--part-size must be at least 1, got 0" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(words) == 2
     assert "give --parts FOLDER" in capsys.readouterr().err
+
+
+def test_a_manifest_names_the_images(images: Path, weights: Path, tmp_path: Path, capsys) -> None:
+    table = tmp_path / "images.csv"
+    # an image with two texts is scored once; another column does not matter
+    table.write_text("image,split,note\nimages/4.png,a,x\nimages/0.png,a,y\nimages/4.png,a,z\nimages/1.png,b,\n")
+    words = ["--classes", "effusion,mass", "--weights", str(weights), "--workers", "0"]
+    out, whole = tmp_path / "s.csv", tmp_path / "w.csv"
+    assert main(["classify", "--manifest", str(table), "--split", "a", *words, "--out", str(out)]) == 0
+    assert main(["classify", str(images), *words, "--out", str(whole)]) == 1
+    want = pd.read_csv(whole).set_index("image")
+    got = pd.read_csv(out).set_index("image")
+    assert got.index.tolist() == ["images/4.png", "images/0.png"]
+    np.testing.assert_allclose(got.to_numpy(), want.loc[["4.png", "0.png"]].to_numpy(), rtol=1e-5)
+    parts = ["--parts", str(tmp_path / "p"), "--part-size", "2"]
+    assert main(["classify", "--manifest", str(table), *words, *parts, "--out", str(out)]) == 0
+    assert pd.read_csv(out)["image"].tolist() == ["images/4.png", "images/0.png", "images/1.png"]
+    capsys.readouterr()
+    for wrong, sentence in (
+        (["--manifest", str(table), str(images)], "Name either images and folders, or a table"),
+        ([], "Name either images and folders, or a table"),
+        ([str(images), "--split", "a"], "--split goes with --manifest"),
+        (["--manifest", str(table), "--split", "c"], "has no row of split 'c'; it has a, b"),
+    ):
+        assert main(["classify", *wrong, *words, "--out", str(out)]) == 2
+        assert sentence in capsys.readouterr().err
+    table.write_text("image\nimages/0.png\nimages/absent.png\n")
+    assert main(["classify", "--manifest", str(table), *words, "--out", str(out)]) == 2
+    assert "names 1 of 2 images that do not exist" in capsys.readouterr().err
