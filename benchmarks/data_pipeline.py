@@ -4,7 +4,7 @@
 
 Drawn grey PNGs of side x side pixels. Published: read, resize, pad, then PIL and float transforms of three channels
 (random crop, flip, affine, brightness, contrast) in the main process. Ours: grey bytes, one affine step, levels looked
-up for the whole batch; then from the cache of prepared images. Prints a Markdown table.
+up for the whole batch; then from the cache of prepared images, and from shards of them. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from PIL import Image
 
 import carzero  # noqa: F401  torchvision needs its guard
 from carzero.data.images import MEAN, STD, ImageProcessor
+from carzero.data.sharding import write_shards
+from carzero.data.shards import ShardedPairs
 from carzero.data.squares import SquareCache
 from carzero.train.batches import AUGMENTATIONS
 
@@ -41,10 +43,13 @@ def main() -> None:
         for k, path in enumerate(paths):
             small = np.random.default_rng(k).integers(0, 256, (64, 64), dtype=np.uint8)
             cv2.imwrite(path, cv2.resize(small, (args.side, args.side), interpolation=cv2.INTER_CUBIC))
-        report(paths, args)
+        manifest, shards = Path(folder) / "pairs.csv", Path(folder) / "shards"
+        manifest.write_text("\n".join(["image,text", *(f"{Path(path).name},a chest radiograph" for path in paths)]))
+        write_shards(manifest, shards)
+        report(paths, ShardedPairs(str(shards)), args)
 
 
-def report(paths: list[str], args: argparse.Namespace) -> None:
+def report(paths: list[str], shards: ShardedPairs, args: argparse.Namespace) -> None:
     processor, augmentation = ImageProcessor(), AUGMENTATIONS["published"]
     cache = SquareCache(paths, processor)
     assert augmentation is not None
@@ -67,6 +72,7 @@ def report(paths: list[str], args: argparse.Namespace) -> None:
         "published way": published,
         "carzero": lambda: ours(lambda k: processor.square(paths[k])[0]),
         "carzero, cached": lambda: ours(cache.__getitem__),
+        "carzero, shards": lambda: ours(shards.square),
     }
     found: dict[str, list[float]] = {name: [] for name in ways}
     for act in ways.values():

@@ -31,7 +31,9 @@ def model_of(depth: int) -> CARZero:
     whole = CARZeroConfig.carzero(vocab_size=len(tokenizer))
     return CARZero(
         dataclasses.replace(
-            whole, image=dataclasses.replace(whole.image, depth=depth), text=dataclasses.replace(whole.text, depth=depth)
+            whole,
+            image=dataclasses.replace(whole.image, depth=depth),
+            text=dataclasses.replace(whole.text, depth=depth),
         ),
         tokenizer,
     ).train()
@@ -68,9 +70,10 @@ def modelled(batch: int, depth: int, model: CARZero) -> dict[str, int]:
     with torch.no_grad():
         texts = model.encode_texts([SENTENCE])
     pieces = len(model.tokenizer(SENTENCE)["input_ids"])  # type: ignore[misc]
+    decoder = sum(p.numel() for p in model.decoder.parameters())
     cost = StepCost(
         batch, element=4, text_rows=texts.memory.shape[1], image=tower(IMAGE, model.image_encoder, 197),
-        text=tower(TEXT, model.text_encoder, pieces), decoder_weights=sum(p.numel() for p in model.decoder.parameters()),
+        text=tower(TEXT, model.text_encoder, pieces), decoder_weights=decoder,
     )  # fmt: skip
     found = cost.memory_bytes()
     # a gradient each, of the encoders' weights: the decoder's are counted with the op
@@ -81,7 +84,7 @@ def modelled(batch: int, depth: int, model: CARZero) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", default="4,8,12", help="images of a step, by comma")
-    parser.add_argument("--depth", type=int, default=12, help="blocks of each encoder")
+    parser.add_argument("--depth", type=int, default=12, help="blocks of each encoder, at least 3")
     parser.add_argument("--one", choices=("none", "cosine", "op"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     batches = [int(batch) for batch in args.batches.split(",")]

@@ -100,7 +100,9 @@ def main() -> None:
         step = median["encoders"] + median[name]
         print(f"| {name} | {median[name]:.3f} | {step:.3f} | {median[name] / step:.1%} |")
     ratio = (median["op"] - median["cosine"]) / (median["published"] - median["cosine"])
-    spread = max((max(values) - min(values)) / statistics.median(values) for values in found.values() if min(values) > 0.1)
+    spread = max(
+        (max(values) - min(values)) / statistics.median(values) for values in found.values() if min(values) > 0.1
+    )
     print(f"\n(op - cosine) / (published - cosine): {ratio:.3f}; batch {args.batch}, {args.dtype}, dropout 0.1, "
           f"{torch.get_num_threads()} threads, median of {args.rounds}, spread {spread:.0%}")  # fmt: skip
 

@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("carzero.assess.verify", "check that a model reaches the published figures of a benchmark"),
     "align-prompts": ("carzero.prompts.command", "rewrite reports as standard sentences, by rules or a language model"),
     "retrieve": ("carzero.zeroshot.retrieve_command", "rank reports for images and images for reports"),
-    "data": ("carzero.train.data_command", "check a manifest before a run, make one from a data set's files, or write shards"),
+    "data": (
+        "carzero.train.data_command",
+        "check a manifest before a run, make one from a data set's files, or write shards",
+    ),
     "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
 }
 #: Commands whose settings are a typed configuration with files of its own.

@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> int:
         setattr(own, name, getattr(args, name))
     own.weights = args.weights or args.model
     command.check_options(own)
-    measured = command.measure(own)
-    if measured is None:
+    found = command.measure(own)
+    if found is None:
         return 0
-    report = measured[0]
+    report = found[0]
     lines = compare_with_published(report, benchmark, args.reference, tolerance)
     passed = all(line.passed for line in lines)
     if args.json:

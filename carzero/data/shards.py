@@ -110,7 +110,9 @@ class ShardedPairs:
                 f"train: {self.images[index]} in {path} ({size} bytes) is not what was written: fetch or write the "
                 "shard again."
             )
-        return cv2.imdecode(np.frombuffer(found["png"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        square = cv2.imdecode(np.frombuffer(found["png"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        assert square is not None, "the bytes are those that were written"
+        return square.astype(np.uint8, copy=False)
 
     def describe(self) -> str:
         """The shards in words."""

@@ -90,8 +90,8 @@ class TrainConfig:
     """
 
     manifest: str = _doc(
-        "CSV or Parquet table with the columns image and text or texts; or shards: a folder of `carzero data shard`, or "
-        "its address (s3://, gs://, azure://, r2://, hf://)"
+        "CSV or Parquet table with the columns image and text or texts; or shards: a folder of `carzero data shard`, "
+        "or its address (s3://, gs://, azure://, r2://, hf://)"
     )
     out: str = _doc("folder for the model, checkpoints, metrics.csv, config.yaml and summary.html")
     split: str | None = _doc("rows whose column split is this; all when not given", None)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from carzero.models.carzero import CARZero
@@ -82,6 +83,64 @@ def plain(images: int, per_image: int, dtype: torch.dtype, multi: bool, dropout:
         **dict(decoder.named_parameters()),
     }  # fmt: skip
     return {"loss": loss.detach(), **{name: t.grad for name, t in leaves.items()}}
+
+
+SAID = ["there is no mass", "a large left mass", "effusion", "mass and effusion", "no effusion", "a mass", "left"]
+
+
+def tiny_model() -> CARZero:
+    """A whole model in float64, with dropout in its decoder."""
+    torch.manual_seed(0)
+    tokenizer = word_tokenizer(SAID)
+    config = CARZeroConfig.tiny(
+        vocab_size=len(tokenizer), width=D, depth=2, heads=2, layers=2, image_size=32, dropout=0.1
+    )
+    model = CARZero(config, tokenizer).double().train()
+    for module in model.text_encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            # each process has a generator of its own for it
+            module.p = 0.0
+    return model
+
+
+def seven_images() -> torch.Tensor:
+    return torch.randn(len(SAID), 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+class WholeStep(torch.nn.Module):
+    """Encoders, decoder and loss in one forward, as torch's DDP expects; it averages, so the share counts W times."""
+
+    def __init__(self, model: CARZero, ranks: Ranks) -> None:
+        super().__init__()
+        self.model, self.ranks = model, ranks
+
+    def forward(self, pixels: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        share = sharded_contrastive_loss(
+            self.model.decoder, self.model.encode_images(pixels), self.model.encode_texts(texts), self.ranks,
+            total_images=len(SAID), total_texts=len(SAID), seed=5, original_text_rows=self.model.text_rows,
+            backend="torch",
+        )  # fmt: skip
+        return share * self.ranks.world
+
+
+def ddp_step(ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Loss and every gradient of seven pairs under DistributedDataParallel."""
+    step, part = WholeStep(tiny_model(), ranks), ranks.part(len(SAID))
+    # the towers' parameters that no output depends on stay without a gradient
+    wrapped = DistributedDataParallel(step, find_unused_parameters=True) if ranks.world > 1 else step
+    loss = wrapped(seven_images()[part], SAID[part])
+    loss.backward()
+    grads = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+    return {"loss": ranks.sum(loss.detach()) / ranks.world, **grads}
+
+
+def plain_step() -> dict[str, torch.Tensor]:
+    """The same in one process, by `contrastive_loss`."""
+    model = tiny_model()
+    logits = model.logits(model.encode_images(seven_images()), model.encode_texts(SAID), seed=5, backend="torch")
+    loss = contrastive_loss(*logits)
+    loss.backward()
+    return {"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
 
 CASES = [
@@ -163,9 +222,10 @@ def main(out: Path) -> None:
         ).backward()
     wired = {"bytes": wire.bytes, "largest": wire.largest}
     cases = [(False, None)] + [(True, None), (True, 2)] * (ranks.world > 1)
+    ddp = ddp_step(ranks)
     steps = {case: step_bytes(ranks, *case) for case in cases}
     if ranks.first:
-        torch.save({"found": found, "steps": steps, **wired}, out)
+        torch.save({"found": found, "steps": steps, "ddp": ddp, **wired}, out)
     leave()
 
 

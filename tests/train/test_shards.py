@@ -114,10 +114,11 @@ def test_a_run_on_files_goes_on_from_shards_bit_for_bit(config: TrainConfig, sha
     for (name, a), b in zip(whole.model.named_parameters(), rest.model.parameters(), strict=True):
         assert torch.equal(a, b), name
     # two shards at a time is another order
-    with pytest.raises(UserError, match="shuffle_shards was 16 and is now 2|lie in other shards"):
+    with pytest.raises(UserError, match="or lie in other shards"):
         train(dataclasses.replace(moved, shuffle_shards=2), resume=True, quiet=True)
+    table = Path(config.manifest)
+    table.write_text(table.read_text().replace("nodule", "mass"))
     with pytest.raises(UserError, match=r"but those of .* are others, or lie in other shards"):
-        (Path(config.manifest)).write_text(Path(config.manifest).read_text().replace("nodule", "mass"))
         train(other, resume=True, quiet=True)
 
 
@@ -195,9 +196,9 @@ def damage(shards: Path, how: str) -> None:
 def test_damage_is_named(shards: Path, how: str, sentence: str) -> None:
     damage(shards, how)
     pairs = ShardedPairs(str(shards))
+    # the last image of the first shard
     with pytest.raises(UserError, match=sentence):
-        for index in (0, 1, 2):
-            pairs.square(index)
+        pairs.square(2)
     pairs.square(3)
 
 
