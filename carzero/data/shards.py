@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import pandas as pd
 
-from carzero.data.dataset import select_rows
+from carzero.data.dataset import read_table, select_rows
 from carzero.data.images import ImageProcessor
 from carzero.errors import UserError
 
@@ -64,19 +63,21 @@ class ShardedPairs:
             # another address has a folder of its own
             self._folder = Path(kept_in) / f"shards-{zlib.crc32(root.encode()):08x}"
             self._fetch = _Fetch(root, self._folder)
+        _litdata()
         self.root = root
         about = self._json(ABOUT)
         if about.get("format") != 1:
             raise UserError(f"train: {root} holds shards of format {about.get('format')}, this version reads format 1.")
         self.processor = ImageProcessor(size=about["size"])
-        table = pd.read_parquet(self._path(PAIRS))
-        table = select_rows(table, Path(root), split)
+        table = select_rows(read_table(self._path(PAIRS)), Path(root), split)
         self.images: list[str] = table["image"].tolist()
         self.texts: list[str] = table["text"].tolist()
         self.parts: list[list[str]] | None = [list(t) for t in table["texts"]] if "texts" in table else None
         self._shards: list[dict[str, Any]] = self._json(INDEX)["chunks"]
         self._items = table["item"].to_numpy(np.int64)
         last = np.cumsum([shard["chunk_size"] for shard in self._shards])
+        if last[-1] != about["images"]:
+            raise UserError(f"train: the shards in {root} hold {last[-1]} images and should hold {about['images']}.")
         self.shard_of: NDArray[np.int64] = np.searchsorted(last, self._items, side="right")
         self._opened: tuple[int, Any] | None = None
 
@@ -147,7 +148,6 @@ class _Fetch:
 
     def __init__(self, root: str, folder: Path) -> None:
         self.root, self.folder = root.rstrip("/"), folder
-        _litdata()
 
     def __call__(self, name: str, *, patience: float = 600) -> None:
         path, started = self.folder / name, time.monotonic()

@@ -118,7 +118,8 @@ def import_all(config: TrainConfig) -> None:
     build_model(config, ["there is no nodule"])
 
 
-def main(config: TrainConfig, events: int, moments: int) -> None:
+def main(config: TrainConfig, events: int, moments: int, share: int = 0, shares: int = 1) -> None:
+    """Kill at so many of the changes of files and so many moments; of both, every `shares`-th from `share` on."""
     import_all(config)
     count = Path(config.out).with_name("count")
     whole = Path(config.out)
@@ -138,13 +139,15 @@ def main(config: TrainConfig, events: int, moments: int) -> None:
     assert forked(counting) == 0
     total = int(count.read_text())
     at = sorted({1 + round(i * (total - 1) / max(1, events - 1)) for i in range(events)})
-    found = [killed(config, lambda out, n=n: sys.addaudithook(at_event(n, out)), f"event{n}") for n in at]
+    found = [
+        killed(config, lambda out, n=n: sys.addaudithook(at_event(n, out)), f"event{n}") for n in at[share::shares]
+    ]
     # the default action of SIGALRM ends a process as SIGKILL does, inside any library
-    for k in range(moments):
+    for k in range(share, moments, shares):
         seconds = 0.02 + 0.05 * k
         found.append(killed(config, lambda _, s=seconds: signal.setitimer(signal.ITIMER_REAL, s) and None, f"time{k}"))
     print(json.dumps({"whole": outcome(whole), "events": total, "killed": found, "full_disk": full_disk(config)}))
 
 
 if __name__ == "__main__":
-    main(TrainConfig.from_mapping(read_config(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3]))
+    main(TrainConfig.from_mapping(read_config(sys.argv[1])), *map(int, sys.argv[2:]))

@@ -52,11 +52,12 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act) -> None:
     monkeypatch.setattr(loop, "Log", Acting)
 
 
-def run_program(config: TrainConfig, tmp_path: Path, events: int, moments: int) -> dict:
+def run_program(config: TrainConfig, tmp_path: Path, *counts: int) -> dict:
+    """The program's findings; see its `main`."""
     settings = tmp_path / "settings.yaml"
     settings.write_text(to_yaml(config), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(settings), str(events), str(moments)], capture_output=True, text=True,
+        [sys.executable, str(PROGRAM), str(settings), *map(str, counts)], capture_output=True, text=True,
         timeout=3500, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -81,13 +82,17 @@ def check(found: dict, kills: int) -> None:
 
 
 def test_killed_at_some_moments_and_on_a_full_disk(short: TrainConfig, tmp_path: Path) -> None:
-    check(run_program(short, tmp_path, events=4, moments=1), kills=5)
+    check(run_program(short, tmp_path, 4, 1), kills=5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_at_every_change_of_a_file_and_at_forty_moments(short: TrainConfig, tmp_path: Path) -> None:
-    check(run_program(short, tmp_path, events=10_000, moments=40), kills=100)
+@pytest.mark.parametrize("share", range(8))
+def test_killed_at_every_change_of_a_file_and_at_forty_moments(share: int, short: TrainConfig, tmp_path: Path) -> None:
+    found = run_program(short, tmp_path, 10_000, 40, share, 8)
+    check(found, kills=(found["events"] + 40) // 8)
+    # of all shares together
+    assert found["events"] >= 60
 
 
 def test_damaged_checkpoints_are_set_aside_and_the_run_goes_on_from_the_one_before(

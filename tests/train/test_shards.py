@@ -229,7 +229,11 @@ def test_what_cannot_be_is_a_sentence(config: TrainConfig, manifest: Path, shard
     write_shards(manifest, wide, size=48)
     with pytest.raises(UserError, match=r"input of 48 pixels, and this model takes 32: .*data shard --size 32"):
         stream_of(dataclasses.replace(run, manifest=str(wide)))
-    (wide / "shards.json").write_text('{"format": 2}')
+    about = wide / "shards.json"
+    about.write_text(about.read_text().replace('"images": 12', '"images": 13'))
+    with pytest.raises(UserError, match="hold 12 images and should hold 13"):
+        ShardedPairs(str(wide))
+    about.write_text('{"format": 2}')
     with pytest.raises(UserError, match="format 2, this version reads format 1"):
         ShardedPairs(str(wide))
 
