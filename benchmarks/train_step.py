@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -93,6 +94,7 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, act in (("encoders", encoders), *heads.items()):
             found[name].append(seconds(act))
+            print(f"{name}: {found[name][-1]:.3f} s", file=sys.stderr)
     median = {name: statistics.median(values) for name, values in found.items()}
     median["encoders"] *= args.batch / args.encode
     print("| head | head s | step s | head's share of the step |\n|---|---:|---:|---:|")
