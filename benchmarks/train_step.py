@@ -4,7 +4,8 @@
 
 A step is the encoders' forward and backward, measured once for all, and a head's on their features: memories of 197
 image rows and of the collapsed rows of short texts, both directions, loss, dropout 0.1. Encoders are measured on a part
-of the batch, whose time counts as often as the batch holds it. Prints a Markdown table.
+of the batch, whose time counts as often as the batch holds it; --encode 0 leaves them out. With one thread, seconds are
+of processor time, which other processes of the machine hardly change. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -44,9 +46,10 @@ def features(model: CARZero, batch: int) -> tuple[Encoded, Encoded]:
 
 
 def seconds(act: Callable[[], None]) -> float:
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     act()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def main() -> None:
@@ -59,7 +62,10 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     torch.manual_seed(0)
     tokenizer = word_tokenizer([TEXT])
-    model = CARZero(CARZeroConfig.carzero(vocab_size=len(tokenizer)), tokenizer).train()
+    config = CARZeroConfig.carzero(vocab_size=len(tokenizer))
+    if not args.encode:
+        config = replace(config, image=replace(config.image, depth=1), text=replace(config.text, depth=3))
+    model = CARZero(config, tokenizer).train()
     images, texts = features(model, args.batch)
     published = PublishedDecoder(model.decoder.weights(), dropout=0.1).train()  # type: ignore[union-attr]
     # the published model attends every zero row: 98 of them
@@ -88,18 +94,19 @@ def main() -> None:
         "op": head(lambda: model.logits(images, texts, seed=1)),
         "published": head(lambda: (published(images.memory, texts.query), published(padded, images.query).T)),
     }
-    for act in (encoders, *heads.values()):
+    acts = {"encoders": encoders, **heads} if args.encode else heads
+    for act in acts.values():
         act()
-    found: dict[str, list[float]] = {name: [] for name in ("encoders", *heads)}
+    found: dict[str, list[float]] = {name: [] for name in acts}
     for _ in range(args.rounds):
-        for name, act in (("encoders", encoders), *heads.items()):
+        for name, act in acts.items():
             found[name].append(seconds(act))
             print(f"{name}: {found[name][-1]:.3f} s", file=sys.stderr)
     median = {name: statistics.median(values) for name, values in found.items()}
-    median["encoders"] *= args.batch / args.encode
+    once = median["encoders"] * args.batch / args.encode if args.encode else float("nan")
     print("| head | head s | step s | head's share of the step |\n|---|---:|---:|---:|")
     for name in heads:
-        step = median["encoders"] + median[name]
+        step = once + median[name]
         print(f"| {name} | {median[name]:.3f} | {step:.3f} | {median[name] / step:.1%} |")
     ratio = (median["op"] - median["cosine"]) / (median["published"] - median["cosine"])
     spread = max(
