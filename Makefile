@@ -25,7 +25,7 @@ BUILT := $(STAMP)-carzero-$(if $(COMPILER),native,pure)
 # The tools of the environment (cmake, ninja) must be found by the build, whatever is active in the caller's shell.
 PIP := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-all lint bench docs build clean distclean
+.PHONY: help demo test test-all lint bench docs sbom build clean distclean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,18 @@ bench: build  ## compare the op's backends with the published decoder here; writ
 docs: build  ## the documentation site, in build/docs; any warning fails
 	@$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/docs
 	echo "wrote build/docs/index.html"
+
+sbom:  ## what a wheel brings along (dist/carzero.cdx.json), and whether any of it has a known hole: make sbom WHEEL=dist/x.whl
+	@test -n "$(WHEEL)" || { echo "make: name the wheel: make sbom WHEEL=dist/carzero-X.Y.Z-....whl" >&2; exit 2; }
+	rm -rf build/sbom
+	$(PYTHON) -m venv build/sbom/clean
+	$(PYTHON) -m venv build/sbom/tools
+	build/sbom/clean/bin/pip install -c constraints.txt "$(WHEEL)"
+	build/sbom/tools/bin/pip install cyclonedx-bom pip-audit
+	mkdir -p dist
+	build/sbom/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON \
+	  --output-file dist/carzero.cdx.json build/sbom/clean/bin/python
+	build/sbom/tools/bin/pip-audit --path build/sbom/clean/lib/python3*/site-packages
 
 build: $(BUILT)  ## the environment and the native extension
 

@@ -65,6 +65,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output}",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('CARZERO_BUILD_TYPE', 'Release')}",
             f"-Dpybind11_DIR={_pybind11_dir()}",
+            f"-DCARZERO_EDITABLE={'ON' if self.editable_mode or self.inplace else 'OFF'}",
             f"-DCARZERO_CUDA={os.environ.get('CARZERO_CUDA', 'auto')}",
             f"-DCARZERO_CUDA_ARCHS={os.environ.get('CARZERO_CUDA_ARCHS', '80;90a;100')}",
         ]  # fmt: skip

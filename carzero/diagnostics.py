@@ -146,8 +146,8 @@ def text(found: dict[str, Any]) -> str:
     lines.append(f"gpu        {', '.join(found['gpus']) or 'none'}; torch is built for {_cuda(found['cuda'])}")
     extension = found["native"]
     lines.append(
-        f"native     {extension['compiler']}, {extension['build_type']}, torch {extension['torch_version']}; runs "
-        f"{extension['isa']}: {extension['isa_reason']}"
+        f"native     {extension['compiler']}, {extension['build_type']}, for torch 2.11 and later, "
+        f"built beside {extension['torch_version']}; runs {extension['isa']}: {extension['isa_reason']}"
         if extension["built"]
         else "native     not built"
     )

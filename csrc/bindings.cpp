@@ -1,5 +1,5 @@
 // The Python module carzero._C: build facts, CPU features, and plain doors to the native parts for tests and benchmarks.
-// Loading it registers the operators of csrc/cpu/register.cpp.
+// Loading it loads libcarzero_cpu.so, which registers the operators of csrc/cpu/register.cpp.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -267,7 +267,7 @@ PYBIND11_MODULE(_C, m) {
   if (!modules.contains("torch")) {
     throw py::import_error("carzero._C: torch must be imported before it; run `import torch` first.");
   }
-  m.doc() = "Native part of carzero: the operators of torch.ops.carzero_native, and doors for tests and benchmarks.";
+  m.doc() = "Doors for tests and benchmarks into libcarzero_cpu.so, and facts about it.";
   m.def("build_info", &build_info, "Compiler, flags, instruction sets and torch version of this build.");
   m.def("cpu_features", &cpu_features, "Instruction set extensions that this CPU and its operating system run.");
   m.def(

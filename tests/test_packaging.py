@@ -61,6 +61,17 @@ def test_the_makefile_installs_what_the_build_requires() -> None:
     assert listed - {"wheel"} == set(PROJECT["build-system"]["requires"])
 
 
+def test_workflow_actions_are_pinned_by_commit() -> None:
+    used = [
+        line.partition("uses:")[2].strip()
+        for path in (ROOT / ".github" / "workflows").glob("*.yml")
+        for line in path.read_text().splitlines()
+        if "uses:" in line
+    ]
+    assert used
+    assert [u for u in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", u)] == []
+
+
 def test_source_archive_carries_what_a_build_needs(tmp_path: Path) -> None:
     with tarfile.open(build(tmp_path, "sdist")) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -1,12 +1,15 @@
-// The extension's torch operators: checks the tensors of a call and hands their pointers to the kernels.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
+// The operators of torch.ops.carzero_native, through torch's stable ABI: checks the tensors of a call and hands their
+// pointers to the kernels. The only source of libcarzero_cpu.so that sees torch.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
+#include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "pair_backward.h"
 #include "pair_call.h"
@@ -16,58 +19,83 @@
 namespace carzero::cpu {
 namespace {
 
-using at::Tensor;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+using Shape = torch::headeronly::IntHeaderOnlyArrayRef;
 
-Dtype dtype_of(const char* function, const char* name, at::ScalarType type) {
+template <class T>
+const T& shown(const T& value) {
+  return value;
+}
+
+std::string shown(Shape shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream sentence;
+  ((sentence << shown(parts)), ...);
+  throw std::runtime_error(sentence.str());
+}
+
+// STD_TORCH_CHECK would put this file's path and line before the sentence.
+#define CARZERO_CHECK(condition, ...) \
+  if (!(condition)) refuse(__VA_ARGS__)
+
+Dtype dtype_of(const char* function, const char* name, ScalarType type) {
   switch (type) {
-    case at::kFloat: return Dtype::f32;
-    case at::kBFloat16: return Dtype::bf16;
-    case at::kHalf: return Dtype::f16;
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
     default:
-      TORCH_CHECK(false, function, ": ", name, " must be float32, bfloat16 or float16 on the cpp backend, got ", type,
-                  ". Use backend='torch' for other types.");
+      refuse(function, ": ", name, " must be float32, bfloat16 or float16 on the cpp backend, got ", type,
+             ". Use backend='torch' for other types.");
   }
 }
 
 Array array_of(const char* function, const char* name, const Tensor& t) {
-  TORCH_CHECK(t.device().is_cpu(), function, ": ", name, " must be on the CPU, got ", t.device(), ".");
-  TORCH_CHECK(t.is_contiguous(), function, ": ", name, " must be contiguous, got strides ", t.strides(), " for sizes ",
+  CARZERO_CHECK(t.is_cpu(), function, ": ", name, " must be on the CPU.");
+  CARZERO_CHECK(t.is_contiguous(), function, ": ", name, " must be contiguous, got strides ", t.strides(), " for sizes ",
               t.sizes(), ".");
   return {t.const_data_ptr(), dtype_of(function, name, t.scalar_type())};
 }
 
-void check_shape(const char* function, const std::string& name, const Tensor& t, at::IntArrayRef shape) {
-  TORCH_CHECK(t.sizes() == shape, function, ": ", name, " must have shape ", shape, ", got ", t.sizes(), ".");
+void check_shape(const char* function, const std::string& name, const Tensor& t, Shape shape) {
+  CARZERO_CHECK(t.sizes() == shape, function, ": ", name, " must have shape ", shape, ", got ", t.sizes(), ".");
 }
 
 // Sizes that the parameters' shapes tell: D, F, L and the head.
-Dims dims_of(const char* function, at::TensorList params, int64_t heads, double eps, bool simr) {
+Dims dims_of(const char* function, const Tensors& params, int64_t heads, double eps, bool simr) {
   using I = ParameterIndex;
   const int64_t count = static_cast<int64_t>(params.size());
   const int64_t layers = (count - I::first_layer) / I::per_layer, head = (count - I::first_layer) % I::per_layer;
-  TORCH_CHECK(layers >= 1 && (head == 0 || head == 2 || head == 8), function, ": params must be 2 tensors, ",
+  CARZERO_CHECK(layers >= 1 && (head == 0 || head == 2 || head == 8), function, ": params must be 2 tensors, ",
               I::per_layer + 0, " for each layer and 0, 2 or 8 of the head, got ", count, ".");
-  TORCH_CHECK(simr || head > 0, function, ": logits need a head of 2 or 8 tensors, got none among ", count, ".");
+  CARZERO_CHECK(simr || head > 0, function, ": logits need a head of 2 or 8 tensors, got none among ", count, ".");
   Dims dims;
   dims.D = params[0].numel();
   dims.L = layers;
   dims.H = heads;
   dims.eps = static_cast<float>(eps);
-  TORCH_CHECK(heads >= 1 && dims.D % heads == 0 && dims.D / heads % 16 == 0, function,
+  CARZERO_CHECK(heads >= 1 && dims.D % heads == 0 && dims.D / heads % 16 == 0, function,
               ": the cpp backend needs a head width that is a multiple of 16, got width ", dims.D, " over ", heads,
               " heads. Use backend='torch'.");
   const Tensor& w1 = params[static_cast<size_t>(I::layer(0, I::w1))];
-  TORCH_CHECK(w1.dim() == 2, function, ": linear1_weight must be a matrix, got ", w1.sizes(), ".");
+  CARZERO_CHECK(w1.dim() == 2, function, ": linear1_weight must be a matrix, got ", w1.sizes(), ".");
   dims.F = w1.size(0);
   if (!simr) {
     dims.head.push_back(dims.D);
     for (int64_t i = 0; i < head / 2; ++i) {
       const Tensor& w = params[static_cast<size_t>(I::first_layer + layers * I::per_layer + 2 * i)];
-      TORCH_CHECK(w.dim() == 2, function, ": head weight ", i, " must be a matrix, got ", w.sizes(), ".");
+      CARZERO_CHECK(w.dim() == 2, function, ": head weight ", i, " must be a matrix, got ", w.sizes(), ".");
       dims.head.push_back(w.size(0));
     }
-    TORCH_CHECK(dims.head.back() == 1, function, ": the head must end in width 1, got ", dims.head.back(), ".");
+    CARZERO_CHECK(dims.head.back() == 1, function, ": the head must end in width 1, got ", dims.head.back(), ".");
   }
   const int64_t D = dims.D, F = dims.F;
   check_shape(function, "norm_weight", params[0], {D});
@@ -96,7 +124,7 @@ struct Arguments {
   const Tensor& queries;
   const OptionalTensor& row_count;
   const OptionalTensor& pairs;
-  at::TensorList params;
+  const Tensors& params;
   const OptionalTensor& packed;
   int64_t heads;
   double eps, dropout_p;
@@ -114,34 +142,34 @@ Call call_of(const Arguments& a) {
   call.queries = array_of(function, "queries", a.queries);
   call.projected = a.projected;
   if (a.projected) {
-    TORCH_CHECK(a.memory.dim() == 5, function, ": projected memory must be [M, P, L, 2, D], got ", a.memory.sizes(),
+    CARZERO_CHECK(a.memory.dim() == 5, function, ": projected memory must be [M, P, L, 2, D], got ", a.memory.sizes(),
                 ".");
     check_shape(function, "projected memory", a.memory, {a.memory.size(0), a.memory.size(1), L, 2, D});
   } else {
-    TORCH_CHECK(a.memory.dim() == 3 && a.memory.size(2) == D, function, ": memory must be [M, P, ", D, "], got ",
+    CARZERO_CHECK(a.memory.dim() == 3 && a.memory.size(2) == D, function, ": memory must be [M, P, ", D, "], got ",
                 a.memory.sizes(), ".");
   }
   dims.M = a.memory.size(0);
   dims.P = a.memory.size(1);
-  TORCH_CHECK(a.queries.dim() == 2 && a.queries.size(1) == D, function, ": queries must be [Q, ", D, "], got ",
+  CARZERO_CHECK(a.queries.dim() == 2 && a.queries.size(1) == D, function, ": queries must be [Q, ", D, "], got ",
               a.queries.sizes(), ".");
   dims.Q = a.queries.size(0);
-  TORCH_CHECK(a.memory.scalar_type() == a.queries.scalar_type(), function,
+  CARZERO_CHECK(a.memory.scalar_type() == a.queries.scalar_type(), function,
               ": memory and queries must have one dtype, got ", a.memory.scalar_type(), " and ",
               a.queries.scalar_type(), ".");
   call.operand = native_operand(call.memory.dtype == Dtype::bf16);
 
   if (a.row_count.has_value()) {
     const Tensor& t = *a.row_count;
-    TORCH_CHECK(t.scalar_type() == at::kInt && t.is_contiguous() && t.device().is_cpu(), function,
-                ": row_count must be a contiguous int32 CPU tensor, got ", t.scalar_type(), " on ", t.device(), ".");
+    CARZERO_CHECK(t.scalar_type() == ScalarType::Int && t.is_contiguous() && t.is_cpu(), function,
+                ": row_count must be a contiguous int32 CPU tensor, got ", t.scalar_type(), t.is_cpu() ? "." : " on another device.");
     check_shape(function, "row_count", t, {dims.M, dims.P});
     call.row_count = t.const_data_ptr<int32_t>();
   }
   if (a.pairs.has_value()) {
     const Tensor& t = *a.pairs;
-    TORCH_CHECK(
-        t.scalar_type() == at::kLong && t.is_contiguous() && t.device().is_cpu() && t.dim() == 2 && t.size(1) == 2,
+    CARZERO_CHECK(
+        t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.is_cpu() && t.dim() == 2 && t.size(1) == 2,
         function, ": pairs must be a contiguous int64 CPU tensor [N, 2], got ", t.scalar_type(), " ", t.sizes(), ".");
     call.pairs = t.const_data_ptr<int64_t>();
     call.pair_count = t.size(0);
@@ -150,35 +178,35 @@ Call call_of(const Arguments& a) {
     if (call.pairs == nullptr) call.pairs = none;
     for (int64_t i = 0; i < call.pair_count; ++i) {
       const int64_t m = call.pairs[2 * i], q = call.pairs[2 * i + 1];
-      TORCH_CHECK(m >= 0 && m < dims.M && q >= 0 && q < dims.Q, function, ": pairs[", i, "] must lie within ", dims.M,
+      CARZERO_CHECK(m >= 0 && m < dims.M && q >= 0 && q < dims.Q, function, ": pairs[", i, "] must lie within ", dims.M,
                   " memories and ", dims.Q, " queries, got (", m, ", ", q, ").");
     }
   }
   for (const Tensor& t : a.params) {
     call.parameters.push_back(array_of(function, "a parameter", t));
-    TORCH_CHECK(t.scalar_type() == a.params[0].scalar_type(), function, ": parameters must share one dtype, got ",
+    CARZERO_CHECK(t.scalar_type() == a.params[0].scalar_type(), function, ": parameters must share one dtype, got ",
                 a.params[0].scalar_type(), " and ", t.scalar_type(), ".");
   }
   if (a.packed.has_value()) {
     const Tensor& t = *a.packed;
-    TORCH_CHECK(t.scalar_type() == at::kByte && t.is_contiguous() && t.device().is_cpu(), function,
-                ": packed must be a contiguous uint8 CPU tensor, got ", t.scalar_type(), " on ", t.device(), ".");
+    CARZERO_CHECK(t.scalar_type() == ScalarType::Byte && t.is_contiguous() && t.is_cpu(), function,
+                ": packed must be a contiguous uint8 CPU tensor, got ", t.scalar_type(), t.is_cpu() ? "." : " on another device.");
     const std::string mismatch = blob_mismatch(t.const_data_ptr(), static_cast<size_t>(t.numel()), dims, call.operand);
-    TORCH_CHECK(mismatch.empty(), function, ": packed weights do not fit this call: ", mismatch,
+    CARZERO_CHECK(mismatch.empty(), function, ": packed weights do not fit this call: ", mismatch,
                 ". Pack the weights again for ", a.memory.scalar_type(), ".");
     call.packed = t.const_data_ptr();
   }
-  TORCH_CHECK(a.dropout_p >= 0.0 && a.dropout_p < 1.0, function, ": dropout_p must lie in [0, 1), got ", a.dropout_p,
+  CARZERO_CHECK(a.dropout_p >= 0.0 && a.dropout_p < 1.0, function, ": dropout_p must lie in [0, 1), got ", a.dropout_p,
               ".");
   call.drop_threshold = philox::threshold(a.dropout_p);
   call.key = philox::key_of(a.seed);
-  TORCH_CHECK(a.direction == 0 || a.direction == 1, function, ": direction must be 0 or 1, got ", a.direction, ".");
+  CARZERO_CHECK(a.direction == 0 || a.direction == 1, function, ": direction must be 0 or 1, got ", a.direction, ".");
   call.direction = static_cast<int>(a.direction);
   call.memory_offset = static_cast<uint32_t>(a.memory_offset);
   call.query_offset = static_cast<uint32_t>(a.query_offset);
-  TORCH_CHECK(a.tile_pairs >= 0, function, ": tile_pairs must be at least 0 (automatic), got ", a.tile_pairs, ".");
+  CARZERO_CHECK(a.tile_pairs >= 0, function, ": tile_pairs must be at least 0 (automatic), got ", a.tile_pairs, ".");
   call.tile_pairs = a.tile_pairs;
-  call.threads = at::get_num_threads();
+  call.threads = static_cast<int>(torch::stable::get_num_threads());
   return call;
 }
 
@@ -193,70 +221,77 @@ std::vector<int64_t> output_shape(const Call& call) {
   return shape;
 }
 
+Tensor zeros(Shape shape, ScalarType type) {
+  Tensor out = torch::stable::empty(shape, type);
+  return torch::stable::zero_(out);
+}
+
 Tensor forward(const Tensor& memory, bool projected, const Tensor& queries, const OptionalTensor& row_count,
-               const OptionalTensor& pairs, at::TensorList params, const OptionalTensor& packed, int64_t heads,
+               const OptionalTensor& pairs, const Tensors& params, const OptionalTensor& packed, int64_t heads,
                double eps, double dropout_p, int64_t seed, int64_t direction, int64_t memory_offset,
                int64_t query_offset, int64_t tile_pairs, bool simr) {
   const Call call =
       call_of({"carzero_native::pair_forward", memory, projected, queries, row_count, pairs, params, packed, heads, eps,
                dropout_p, seed, direction, memory_offset, query_offset, tile_pairs, simr});
-  Tensor out = at::empty(output_shape(call), at::kFloat);
+  Tensor out = torch::stable::empty(output_shape(call), ScalarType::Float);
   pair_forward(call, out.mutable_data_ptr<float>());
   return out;
 }
 
-std::vector<Tensor> backward(const Tensor& grad, const Tensor& memory, bool projected, const Tensor& queries,
-                             const OptionalTensor& row_count, const OptionalTensor& pairs, at::TensorList params,
+Tensors backward(const Tensor& grad, const Tensor& memory, bool projected, const Tensor& queries,
+                             const OptionalTensor& row_count, const OptionalTensor& pairs, const Tensors& params,
                              const OptionalTensor& packed, int64_t heads, double eps, double dropout_p, int64_t seed,
                              int64_t direction, int64_t memory_offset, int64_t query_offset, int64_t tile_pairs,
                              bool simr) {
   const char* function = "carzero_native::pair_backward";
-  TORCH_CHECK(!projected, function, ": a projected memory has no gradient; pass the memory itself.");
+  CARZERO_CHECK(!projected, function, ": a projected memory has no gradient; pass the memory itself.");
   const Call call = call_of({function, memory, projected, queries, row_count, pairs, params, packed, heads, eps,
                              dropout_p, seed, direction, memory_offset, query_offset, tile_pairs, simr});
-  TORCH_CHECK(grad.scalar_type() == at::kFloat && grad.is_contiguous(), function,
+  CARZERO_CHECK(grad.scalar_type() == ScalarType::Float && grad.is_contiguous(), function,
               ": the gradient must be contiguous float32, got ", grad.scalar_type(), ".");
   check_shape(function, "the gradient", grad, output_shape(call));
   Gradients gradients;
-  std::vector<Tensor> out{at::zeros(memory.sizes(), memory.options()), at::empty(queries.sizes(), queries.options())};
+  Tensors out{zeros(memory.sizes(), memory.scalar_type()),
+              torch::stable::empty(queries.sizes(), queries.scalar_type())};
   gradients.memory = out[0].mutable_data_ptr();
   gradients.queries = out[1].mutable_data_ptr();
   // sums are kept in float32 and rounded once
-  std::vector<Tensor> sums;
+  Tensors sums;
   for (const Tensor& p : params) {
-    sums.push_back(at::zeros(p.sizes(), at::kFloat));
+    sums.push_back(zeros(p.sizes(), ScalarType::Float));
     gradients.parameters.push_back(sums.back().mutable_data_ptr<float>());
   }
   pair_backward(call, grad.const_data_ptr<float>(), gradients);
   for (size_t i = 0; i < sums.size(); ++i) {
-    out.push_back(sums[i].to(params[i].scalar_type()));
-    sums[i].reset();
+    const Tensor sum = std::move(sums[i]);
+    const ScalarType type = params[i].scalar_type();
+    out.push_back(type == ScalarType::Float ? sum : torch::stable::to(sum, type));
   }
   return out;
 }
 
 Tensor attention(const Tensor& memory, bool projected, const Tensor& queries, const OptionalTensor& row_count,
-                 const OptionalTensor& pairs, at::TensorList params, const OptionalTensor& packed, int64_t heads,
+                 const OptionalTensor& pairs, const Tensors& params, const OptionalTensor& packed, int64_t heads,
                  double eps, int64_t tile_pairs, int64_t original_rows) {
   const char* function = "carzero_native::pair_attention";
   const Call call = call_of({function, memory, projected, queries, row_count, pairs, params, packed, heads, eps, 0.0, 0,
                              0, 0, 0, tile_pairs, true});
-  TORCH_CHECK(original_rows >= (call.row_count == nullptr ? call.dims.P : 0), function,
+  CARZERO_CHECK(original_rows >= (call.row_count == nullptr ? call.dims.P : 0), function,
               ": original_rows must be at least the memory's ", call.dims.P, " rows, got ", original_rows, ".");
   for (int64_t i = 0; call.row_count != nullptr && i < call.dims.M * call.dims.P; ++i) {
     const int64_t p = i % call.dims.P, n = call.row_count[i];
-    TORCH_CHECK(n <= 0 || p + n <= original_rows, function, ": row ", p, " stands for ", n,
+    CARZERO_CHECK(n <= 0 || p + n <= original_rows, function, ": row ", p, " stands for ", n,
                 " rows, which must end within original_rows = ", original_rows, ".");
   }
   std::vector<int64_t> shape = output_shape(call);
   shape.insert(shape.begin(), call.dims.L);
   shape.back() = original_rows;
-  Tensor out = at::zeros(shape, at::kFloat);
+  Tensor out = zeros(shape, ScalarType::Float);
   pair_attention(call, original_rows, out.mutable_data_ptr<float>());
   return out;
 }
 
-Tensor pack(at::TensorList params, int64_t heads, at::ScalarType compute) {
+Tensor pack(const Tensors& params, int64_t heads, ScalarType compute) {
   const char* function = "carzero_native::pack_weights";
   const bool simr =
       (static_cast<int64_t>(params.size()) - ParameterIndex::first_layer) % ParameterIndex::per_layer == 0;
@@ -264,15 +299,16 @@ Tensor pack(at::TensorList params, int64_t heads, at::ScalarType compute) {
   const Operand operand = native_operand(dtype_of(function, "compute", compute) == Dtype::bf16);
   std::vector<Array> arrays;
   for (const Tensor& t : params) arrays.push_back(array_of(function, "a parameter", t));
-  Tensor blob = at::empty({static_cast<int64_t>(packed_weights_bytes(dims, operand, {true}))}, at::kByte);
-  pack_weights(arrays, dims, operand, {true}, at::get_num_threads(), blob.mutable_data_ptr());
+  const auto bytes = static_cast<int64_t>(packed_weights_bytes(dims, operand, {true}));
+  Tensor blob = torch::stable::empty({bytes}, ScalarType::Byte);
+  pack_weights(arrays, dims, operand, {true}, static_cast<int>(torch::stable::get_num_threads()), blob.mutable_data_ptr());
   return blob;
 }
 
 }  // namespace
 }  // namespace carzero::cpu
 
-TORCH_LIBRARY(carzero_native, m) {
+STABLE_TORCH_LIBRARY(carzero_native, m) {
   const std::string inputs =
       "Tensor memory, bool projected, Tensor queries, Tensor? row_count, Tensor? pairs, Tensor[] params, "
       "Tensor? packed, int heads, float eps, ";
@@ -284,9 +320,9 @@ TORCH_LIBRARY(carzero_native, m) {
   m.def("pack_weights(Tensor[] params, int heads, ScalarType compute) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(carzero_native, CPU, m) {
-  m.impl("pair_forward", TORCH_FN(carzero::cpu::forward));
-  m.impl("pair_backward", TORCH_FN(carzero::cpu::backward));
-  m.impl("pair_attention", TORCH_FN(carzero::cpu::attention));
-  m.impl("pack_weights", TORCH_FN(carzero::cpu::pack));
+STABLE_TORCH_LIBRARY_IMPL(carzero_native, CPU, m) {
+  m.impl("pair_forward", TORCH_BOX(&carzero::cpu::forward));
+  m.impl("pair_backward", TORCH_BOX(&carzero::cpu::backward));
+  m.impl("pair_attention", TORCH_BOX(&carzero::cpu::attention));
+  m.impl("pack_weights", TORCH_BOX(&carzero::cpu::pack));
 }
