@@ -64,7 +64,8 @@ sbom:  ## what a wheel brings along (dist/carzero.cdx.json), and whether any of 
 	mkdir -p dist
 	build/sbom/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON \
 	  --output-file dist/carzero.cdx.json build/sbom/clean/bin/python
-	build/sbom/tools/bin/pip-audit --path build/sbom/clean/lib/python3*/site-packages
+	build/sbom/clean/bin/pip freeze --exclude carzero | sed -E 's/\+[a-z0-9.]+$$//' > build/sbom/parts.txt
+	build/sbom/tools/bin/pip-audit --strict --no-deps --disable-pip -r build/sbom/parts.txt
 
 build: $(BUILT)  ## the environment and the native extension
 
