@@ -82,14 +82,18 @@ def ours(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, dropout: float) -> dict[
         drop = (torch.tensor([1], device=q.device), *index, threshold(dropout), 1, 0)
     shape = (HEADS, WIDTH**-0.5, None)
 
-    def forward() -> None:
-        ops.attention_forward(q, k, v, *shape, out, lse, None, *drop)
+    def forward(wgmma: bool = True) -> None:
+        ops.attention_forward(q, k, v, *shape, out, lse, None, *drop, wgmma)
 
     def backward() -> None:
         ops.attention_backward(grad, q, k, v, out, lse, *shape, delta, d_q, d_kv[0], d_kv[1], *drop)
 
     forward()
-    return {"CUDA core, forward": forward, "CUDA core, backward": backward}
+    runs: dict[str, Callable[[], object]] = {"CUDA core, forward": forward, "CUDA core, backward": backward}
+    if q.is_cuda and torch.cuda.get_device_capability(q.device) == (9, 0):
+        # the kernel of the other devices; where it is the faster one, plan.h should say so
+        runs["CUDA core by mma.sync, forward"] = lambda: forward(False)
+    return runs
 
 
 def libraries(

@@ -34,6 +34,7 @@ struct ForwardCall {
   int splits;           // blocks that share one memory's (and head's) queries
   int resident;         // values stay in shared memory; else they are read again for every tile of queries
   int group_tiles;      // absorbed only: tiles of 8 columns that one head's rows are padded to
+  int stages;           // wgmma only: tiles of queries in shared memory, of each group of warps
   Dropout dropout;
 };
 

@@ -1,62 +1,9 @@
-#include "emulate.h"
-
-#include <ucontext.h>
-
 #include <cmath>
-#include <deque>
-#include <memory>
 #include <stdexcept>
-#include <vector>
+
+#include "emulate_block.h"
 
 namespace carzero::cuda::emulation {
-namespace {
-
-enum class Meeting { none, shuffle, ballot, load, product, block };
-
-struct Copy {
-  uint32_t offset;
-  const void* from;
-  size_t bytes;
-};
-
-struct Warp;
-
-struct Lane {
-  ucontext_t context{};
-  std::unique_ptr<char[]> stack;
-  int thread = 0;
-  bool finished = false;
-  Warp* warp = nullptr;
-  // what the lane brought to the meeting that it waits in, and what it takes away
-  Meeting meeting = Meeting::none;
-  uint32_t in[8] = {}, out[4] = {};
-  float accumulator[4] = {};
-  int argument = 0;
-  std::vector<Copy> open;
-  std::deque<std::vector<Copy>> groups;
-};
-
-struct Warp {
-  Lane* lanes[32] = {};
-  int arrived = 0;
-};
-
-constexpr size_t kStack = 96 * 1024;
-
-struct Block {
-  std::vector<Lane> lanes;
-  std::vector<Warp> warps;
-  std::vector<char> storage;
-  char* shared = nullptr;
-  size_t shared_bytes = 0;
-  Grid index{};
-  Order order;
-  ucontext_t scheduler{};
-  Lane* running = nullptr;
-  std::string failure;
-  Counters counters;
-  const std::function<void()>* kernel = nullptr;
-};
 
 Block* block = nullptr;
 
@@ -72,23 +19,9 @@ void to_scheduler() { swapcontext(&block->running->context, &block->scheduler); 
   while (true) to_scheduler();
 }
 
-// Waits until all 32 lanes came; the last of them runs `act`.
-template <class Act>
-void meet(Meeting kind, Act act) {
-  Lane& lane = *block->running;
-  Warp& warp = *lane.warp;
-  lane.meeting = kind;
-  if (++warp.arrived < 32) {
-    to_scheduler();
-    return;
-  }
-  warp.arrived = 0;
-  for (Lane* other : warp.lanes) {
-    if (other->meeting != kind) fail("lanes of one warp met at different instructions");
-  }
-  act(warp);
-  for (Lane* other : warp.lanes) other->meeting = Meeting::none;
-}
+namespace {
+
+constexpr size_t kStack = 96 * 1024;
 
 void enter() {
   (*block->kernel)();
@@ -96,18 +29,27 @@ void enter() {
   to_scheduler();
 }
 
-// Runs a warp until each of its lanes waits at the block's barrier or has finished.
-void run_warp(Warp& warp) {
-  bool moved = true;
+// Runs a warp until each of its lanes waits for others or has finished; whether any moved.
+bool run_warp(Warp& warp) {
+  bool any = false, moved = true;
   while (moved && block->failure.empty()) {
     moved = false;
     for (Lane* lane : warp.lanes) {
-      if (lane->finished || lane->meeting != Meeting::none) continue;
-      moved = true;
+      if (lane->finished) continue;
+      if (lane->meeting == Meeting::barrier && barrier_open(*lane)) lane->meeting = Meeting::none;
+      if (lane->meeting != Meeting::none) continue;
+      any = moved = true;
       block->running = lane;
       swapcontext(&block->scheduler, &lane->context);
-      if (!block->failure.empty()) return;
+      if (!block->failure.empty()) return true;
     }
+  }
+  return any;
+}
+
+void release(Meeting kind) {
+  for (Lane& lane : block->lanes) {
+    if (lane.meeting == kind) lane.meeting = Meeting::none;
   }
 }
 
@@ -125,27 +67,44 @@ void run_block() {
     lane.open.clear();
     lane.groups.clear();
   }
-  for (Warp& warp : b.warps) warp.arrived = 0;
+  for (Warp& warp : b.warps) {
+    warp.arrived = 0;
+    warp.products = 0;
+  }
+  b.barriers.clear();
+  b.writers.assign(b.shared_bytes / 16 + 1, {});
   std::memset(b.shared, 0xFF, b.shared_bytes);
   while (true) {
-    for (size_t i = 0; i < warps; ++i) run_warp(b.warps[b.order.reverse ? warps - 1 - i : i]);
+    bool moved = false;
+    for (size_t i = 0; i < warps; ++i) moved |= run_warp(b.warps[b.order.reverse ? warps - 1 - i : i]);
     if (!b.failure.empty()) return;
-    size_t done = 0, waiting = 0;
+    if (moved) continue;
+    size_t done = 0, all = 0, part = 0;
     for (const Lane& lane : b.lanes) {
       done += lane.finished;
-      waiting += lane.meeting == Meeting::block;
+      all += lane.meeting == Meeting::block;
+      part += lane.meeting == Meeting::part;
     }
-    if (done == b.lanes.size()) return;
-    if (waiting != b.lanes.size()) {
-      b.failure = "emulated kernel: of " + std::to_string(b.lanes.size()) + " threads " + std::to_string(waiting) +
-                  " wait at the block's barrier and " + std::to_string(done) + " have finished; the rest hang";
+    if (done == b.lanes.size()) return check_groups();
+    if (all == b.lanes.size()) {
+      release(Meeting::block);
+    } else if (part > 0 && part == static_cast<size_t>(b.part)) {
+      release(Meeting::part);
+    } else if (!b.boxes.empty()) {
+      // as late as may be: when nothing else moves
+      land_box();
+    } else {
+      b.failure = "emulated kernel: of " + std::to_string(b.lanes.size()) + " threads " + std::to_string(all + part) +
+                  " wait at a barrier and " + std::to_string(done) + " have finished; the rest hang";
       return;
     }
-    for (Lane& lane : b.lanes) lane.meeting = Meeting::none;
   }
 }
 
-void land(const Copy& copy) { std::memcpy(block->shared + copy.offset, copy.from, copy.bytes); }
+void land(const Copy& copy) {
+  written(copy.offset, copy.bytes);
+  std::memcpy(block->shared + copy.offset, copy.from, copy.bytes);
+}
 
 void copy(uint32_t offset, const void* from, size_t bytes) {
   shared_at(offset, bytes, bytes);
@@ -292,6 +251,8 @@ Counters run(Grid grid, int threads, size_t shared_bytes, Order order, const std
   return b.counters;
 }
 
+float widen(uint32_t x, bool f16) { return f16 ? from_f16(x & 0xFFFF) : from_bf16(x & 0xFFFF); }
+
 int thread_index() { return block->running->thread; }
 int thread_count() { return static_cast<int>(block->lanes.size()); }
 int block_memory() { return block->index.memories; }
@@ -301,6 +262,11 @@ int block_part() { return block->index.parts; }
 void block_barrier() {
   block->running->meeting = Meeting::block;
   to_scheduler();
+}
+
+void written(uint32_t offset, size_t bytes) {
+  const Lane& lane = *block->running;
+  for (size_t i = offset / 16; i <= (offset + bytes - 1) / 16; ++i) block->writers[i] = {lane.thread, lane.fences};
 }
 
 char* shared_at(uint32_t offset, size_t bytes, size_t align) {

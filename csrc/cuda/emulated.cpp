@@ -1,12 +1,15 @@
 // The kernels as a C++ compiler sees them, for tests/cuda: one C function a kernel, run by emulate.cpp.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <stdexcept>
 
 #include "backward_keys.h"
 #include "backward_queries.h"
 #include "forward.h"
+#include "forward_wgmma.h"
 #include "plan.h"
 
 using namespace carzero::cuda;
@@ -16,7 +19,7 @@ namespace {
 // What a test tells and learns beside the call itself.
 struct Run {
   int64_t shared_bytes;  // the device's
-  int32_t multiprocessors, f16, reverse, eager, absorbed, variant;
+  int32_t multiprocessors, f16, reverse, eager, absorbed, wgmma, variant;
   int64_t blocks, threads, shared, products, conflicts;
 };
 
@@ -56,17 +59,32 @@ Kernel<T, BackwardCall> key_kernel(int variant) {
   return nullptr;
 }
 
-template <class Call>
-void launch(const Launch& plan, Run& run, void (*kernel)(const Call&), const Call& call) {
+template <class T>
+void wgmma_kernel(const ForwardCall& call, int variant, const QueryMap& queries) {
+#define CARZERO_CASE(kTiles, kPanels) \
+  if (variant == kTiles && panel_count(call.width) == kPanels) return attention_forward_wgmma<T, kTiles, kPanels>(call, queries);
+  CARZERO_WGMMA_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  throw std::runtime_error("no such kernel");
+}
+
+void launch(const Launch& plan, Run& run, const std::function<void()>& kernel) {
   run.variant = plan.variant;
   run.blocks = static_cast<int64_t>(plan.grid.memories) * plan.grid.heads * plan.grid.parts;
   run.threads = plan.threads;
   run.shared = plan.shared;
-  if (kernel == nullptr || run.blocks == 0) throw std::runtime_error("no kernel fits");
+  run.wgmma = plan.wgmma;
+  if (run.blocks == 0) throw std::runtime_error("no kernel fits");
   const emulation::Order order{run.reverse != 0, run.eager != 0};
-  const auto counters = emulation::run(plan.grid, plan.threads, plan.shared, order, [&] { kernel(call); });
+  const auto counters = emulation::run(plan.grid, plan.threads, plan.shared, order, kernel);
   run.products += counters.products;
   run.conflicts += counters.conflicts;
+}
+
+template <class Call>
+void launch(const Launch& plan, Run& run, void (*kernel)(const Call&), const Call& call) {
+  if (kernel == nullptr) throw std::runtime_error("no kernel fits");
+  launch(plan, run, [&] { kernel(call); });
 }
 
 char message[512];
@@ -92,7 +110,17 @@ int64_t carzero_sizeof_backward_call() { return sizeof(BackwardCall); }
 
 const char* carzero_emulated_forward(ForwardCall* call, Run* run) {
   return guarded([&] {
-    const Launch plan = plan_forward(*call, run->absorbed != 0, {run->shared_bytes, run->multiprocessors});
+    const Launch plan =
+        plan_forward(*call, run->absorbed != 0, {run->shared_bytes, run->multiprocessors, run->wgmma != 0});
+    if (plan.wgmma) {
+      const QueryTensor tensor = query_tensor(*call);
+      QueryMap queries{static_cast<const uint16_t*>(call->q), {}, {}};
+      std::copy_n(tensor.sizes, 4, queries.sizes);
+      std::copy_n(tensor.strides, 3, queries.strides);
+      const auto kernel = run->f16 ? wgmma_kernel<F16> : wgmma_kernel<Bf16>;
+      launch(plan, *run, [&] { kernel(*call, plan.variant, queries); });
+      return;
+    }
     launch(plan, *run,
            run->f16 ? forward_kernel<F16>(plan.variant, run->absorbed) : forward_kernel<Bf16>(plan.variant, run->absorbed),
            *call);
@@ -101,14 +129,14 @@ const char* carzero_emulated_forward(ForwardCall* call, Run* run) {
 
 const char* carzero_emulated_backward_queries(BackwardCall* call, Run* run) {
   return guarded([&] {
-    const Launch plan = plan_backward_queries(*call, {run->shared_bytes, run->multiprocessors});
+    const Launch plan = plan_backward_queries(*call, {run->shared_bytes, run->multiprocessors, false});
     launch(plan, *run, run->f16 ? query_kernel<F16>(plan.variant, plan.collapsed) : query_kernel<Bf16>(plan.variant, plan.collapsed), *call);
   });
 }
 
 const char* carzero_emulated_backward_keys(BackwardCall* call, Run* run) {
   return guarded([&] {
-    const Launch plan = plan_backward_keys(*call, {run->shared_bytes, run->multiprocessors});
+    const Launch plan = plan_backward_keys(*call, {run->shared_bytes, run->multiprocessors, false});
     launch(plan, *run, run->f16 ? key_kernel<F16>(plan.variant) : key_kernel<Bf16>(plan.variant), *call);
   });
 }

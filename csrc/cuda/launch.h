@@ -13,4 +13,7 @@ struct Kernels {
 };
 extern const Kernels bf16_kernels, f16_kernels;
 
+// Where Launch::wgmma says so. Defined in kernels_wgmma.cu, which is built where sm_90a is a target (CARZERO_CUDA_WGMMA).
+cudaError_t forward_wgmma(const ForwardCall&, const Launch&, bool f16, cudaStream_t);
+
 }  // namespace carzero::cuda

@@ -89,6 +89,41 @@ CARZERO_HOST_DEVICE ForwardShared forward_shared(int rows, int panels, bool resi
   return s;
 }
 
+// Shared memory of the forward kernel of sm_90a: keys, values, `stages` tiles of 64 queries, which all begin at multiples of
+// 1024 bytes, the tables, two barriers a stage.
+inline constexpr int kGroupRows = 64, kGroupThreads = 128;
+struct GroupShared {
+  ForwardShared rows;
+  uint32_t stages, stage_bytes, barriers, bytes;
+};
+CARZERO_HOST_DEVICE uint32_t stage_at(const GroupShared& s, int i) {
+  return s.stages + static_cast<uint32_t>(i) * s.stage_bytes;
+}
+CARZERO_HOST_DEVICE uint32_t full_at(const GroupShared& s, int i) { return s.barriers + static_cast<uint32_t>(i) * 16; }
+CARZERO_HOST_DEVICE uint32_t empty_at(const GroupShared& s, int i) { return full_at(s, i) + 8; }
+CARZERO_HOST_DEVICE GroupShared group_shared(int rows, int panels, int stages) {
+  GroupShared s{};
+  s.rows = forward_shared(rows, panels, true);
+  s.stages = s.rows.bias;
+  s.stage_bytes = matrix_bytes(kGroupRows, panels);
+  const uint32_t moved = static_cast<uint32_t>(stages) * s.stage_bytes;
+  s.rows.bias += moved;
+  s.rows.counts += moved;
+  s.rows.collapsed += moved;
+  s.rows.bytes += moved;
+  s.barriers = (s.rows.bytes + 15) / 16 * 16;
+  s.bytes = full_at(s, stages);
+  return s;
+}
+
+// A matrix in 128-byte-swizzled shared memory, as wgmma is told of it (PTX ISA, "Matrix descriptor"): address; bytes from
+// 64 columns to the next, where columns lie next to each other and there are more of them; from eight rows to the next.
+CARZERO_HOST_DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t panel_bytes = 0) {
+  constexpr uint64_t eight_rows = 8 * kPanelRowBytes, swizzle_128 = 1;
+  return static_cast<uint64_t>((address & 0x3FFFFu) >> 4) | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
+         (eight_rows >> 4) << 32 | swizzle_128 << 62;
+}
+
 // Shared memory of the backward kernel that owns queries: `rows` keys and values at a time, tables of all `columns`, the
 // log-sum-exps and row sums of each warp's 16 queries.
 struct QueryShared {

@@ -31,7 +31,14 @@ Device device_of(int index) {
   int bytes = 0, multiprocessors = 0;
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "shared memory");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index), "multiprocessors");
-  return {bytes, multiprocessors};
+  bool wgmma = false;
+#ifdef CARZERO_CUDA_WGMMA
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "compute capability");
+  wgmma = major == 9 && minor == 0;
+#endif
+  return {bytes, multiprocessors, wgmma};
 }
 
 cudaStream_t current_stream(int index) {
@@ -134,19 +141,25 @@ void check_fits(const Launch& plan, const Device& device, const char* what) {
                   ": no kernel fits into ", device.shared_bytes, " bytes of shared memory; use another backend.");
 }
 
-void forward(bool absorbed, ForwardCall& c, const Tensor& q, const char* what) {
+void forward(bool absorbed, bool wgmma, ForwardCall& c, const Tensor& q, const char* what) {
   const int index = q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
-  const Device device = device_of(index);
+  Device device = device_of(index);
+  device.wgmma = device.wgmma && wgmma;
   const Launch plan = plan_forward(c, absorbed, device);
   check_fits(plan, device, what);
-  check(kernels_of(q).forward(c, plan, absorbed, current_stream(index)), what);
+  const Kernels& kernels = kernels_of(q);
+#ifdef CARZERO_CUDA_WGMMA
+  if (plan.wgmma) return check(forward_wgmma(c, plan, &kernels == &f16_kernels, current_stream(index)), what);
+#endif
+  check(kernels.forward(c, plan, absorbed, current_stream(index)), what);
 }
 
 void attention_forward_op(const Tensor q, const Tensor k, const Tensor v, int64_t heads, double scale,
                           const MaybeTensor count, const Tensor out, const MaybeTensor logsumexp,
                           const MaybeTensor maps, const MaybeTensor seed, const MaybeTensor memory_index,
-                          const MaybeTensor query_index, int64_t threshold, int64_t layer, int64_t direction) {
+                          const MaybeTensor query_index, int64_t threshold, int64_t layer, int64_t direction,
+                          bool wgmma) {
   ForwardCall c{};
   const int64_t width = heads > 0 ? q.size(2) / heads : 0;
   fill(c, q, k, v, heads, k.size(1), width, kMaxRows, kMaxWidth, scale, count);
@@ -160,7 +173,7 @@ void attention_forward_op(const Tensor q, const Tensor k, const Tensor v, int64_
   if (logsumexp) c.logsumexp = floats(*logsumexp, pairs * heads, q, "logsumexp");
   if (maps) c.maps = floats(*maps, pairs * c.rows, q, "maps");
   c.dropout = dropout_of(seed, memory_index, query_index, threshold, layer, direction, c.memories, c.queries, q);
-  forward(false, c, q, "attention_forward");
+  forward(false, wgmma, c, q, "attention_forward");
 }
 
 void attention_absorbed_op(const Tensor x, const Tensor keys, const Tensor values, const MaybeTensor key_bias,
@@ -179,7 +192,7 @@ void attention_absorbed_op(const Tensor x, const Tensor keys, const Tensor value
   c.out_float = true;
   if (key_bias) c.key_bias = floats(*key_bias, static_cast<int64_t>(c.memories) * keys.size(1), x, "key_bias");
   c.dropout = dropout_of(seed, memory_index, query_index, threshold, layer, direction, c.memories, c.queries, x);
-  forward(true, c, x, "attention_absorbed");
+  forward(true, false, c, x, "attention_absorbed");
 }
 
 void attention_backward_op(const Tensor d_out, const Tensor q, const Tensor k, const Tensor v, const Tensor out,
@@ -232,15 +245,16 @@ void attention_backward_op(const Tensor d_out, const Tensor q, const Tensor k, c
   check(kernels_of(q).backward_keys(c, plan, stream), what);
 }
 
-#define CARZERO_DROPOUT_SCHEMA \
-  "Tensor? seed, Tensor? memory_index, Tensor? query_index, int threshold, int layer, int direction) -> ()"
+#define CARZERO_MASKS_SCHEMA \
+  "Tensor? seed, Tensor? memory_index, Tensor? query_index, int threshold, int layer, int direction"
+#define CARZERO_DROPOUT_SCHEMA CARZERO_MASKS_SCHEMA ") -> ()"
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(carzero_cuda, m) {
   m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, int heads, float scale, Tensor? count, Tensor(a!) out, "
-      "Tensor(b!)? logsumexp, Tensor(c!)? maps, " CARZERO_DROPOUT_SCHEMA);
+      "Tensor(b!)? logsumexp, Tensor(c!)? maps, " CARZERO_MASKS_SCHEMA ", bool wgmma=True) -> ()");
   m.def(
       "attention_absorbed(Tensor x, Tensor keys, Tensor values, Tensor? key_bias, int heads, float scale, "
       "Tensor? count, Tensor(a!) out, " CARZERO_DROPOUT_SCHEMA);

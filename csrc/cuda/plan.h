@@ -1,5 +1,6 @@
 // Which kernel runs a call and how it is cut: numbers for the host. No choice here changes a bit of a result, but for
-// d_k and d_v, whose sums over queries follow the number of query groups.
+// d_k and d_v, whose sums over queries follow the number of query groups, and for the instruction of the products on
+// sm_90a, which both add up in float32, in orders of their own.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -13,6 +14,8 @@ namespace carzero::cuda {
 #define CARZERO_FORWARD_VARIANTS(X) \
   X(1, 1, 4, 3) X(2, 1, 4, 3) X(4, 2, 8, 1) X(7, 2, 8, 1) X(13, 1, 8, 1) X(16, 1, 8, 1)
 #define CARZERO_ABSORBED_VARIANTS(X) X(4, 2, 8, 1)
+// X(tiles of 16 keys, panels of the head width) of the forward kernel of sm_90a
+#define CARZERO_WGMMA_VARIANTS(X) X(4, 3) X(7, 3) X(13, 3)
 // X(panels of the head width, panels of d_q made at a time, collapsed rows under dropout); the first that will do is taken
 #define CARZERO_QUERY_VARIANTS(X) X(1, 1, true) X(2, 2, true) X(3, 3, false) X(3, 2, true) X(4, 1, true)
 // X(panels of d_k and d_v made by a block)
@@ -23,6 +26,7 @@ inline constexpr int kAbsorbedRows = 64;
 struct Device {
   int64_t shared_bytes;  // that a block may have
   int multiprocessors;
+  bool wgmma;  // compute capability 9.0, and built for it
 };
 
 // What to launch; the grid is empty where the device's shared memory is too small for the call.
@@ -31,6 +35,7 @@ struct Launch {
   int threads = 0;
   uint32_t shared = 0;
   int variant = 0;         // the first template argument above
+  bool wgmma = false;      // the forward kernel of sm_90a
   bool collapsed = false;  // whether a query kernel must know collapsed rows
 };
 
@@ -52,9 +57,50 @@ inline int split_queries(int64_t blocks, int tiles, int warps, const Device& dev
   return static_cast<int>(std::clamp<int64_t>((wanted + blocks - 1) / std::max<int64_t>(blocks, 1), 1, most));
 }
 
+// The queries of a call as a tensor of four axes, innermost first: columns of a head, heads, queries, memories. Its box,
+// 64 x 1 x 64 x 1, is a panel of a tile.
+struct QueryTensor {
+  uint64_t sizes[4], strides[3];  // in elements; in bytes, of all axes but the first
+};
+inline QueryTensor query_tensor(const ForwardCall& c) {
+  const bool shared = c.q_memory == 0;
+  const auto row = static_cast<uint64_t>(c.q_row) * 2, width = static_cast<uint64_t>(c.width);
+  const auto queries = static_cast<uint64_t>(c.queries);
+  return {{width, static_cast<uint64_t>(c.heads), queries, shared ? 1 : static_cast<uint64_t>(c.memories)},
+          {width * 2, row, shared ? row * queries : static_cast<uint64_t>(c.q_memory) * 2}};
+}
+
+// The kernel of sm_90a, where there is one for the call. Not for few rows, where reading queries and writing results is
+// what takes the time, nor for few queries, where most of a tile of 64 would be empty.
+inline Launch plan_forward_wgmma(ForwardCall& c, const Device& device) {
+  Launch launch;
+  const int tiles = ceil_div(c.rows, 16), panels = panel_count(c.width);
+  if (!device.wgmma || c.rows <= 32 || c.queries <= 32) return launch;
+#define CARZERO_CASE(kTiles, kPanels) \
+  if (!launch.variant && tiles <= kTiles && panels == kPanels) launch.variant = kTiles;
+  CARZERO_WGMMA_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  if (!launch.variant) return launch;
+  const int row_tiles = ceil_div(c.queries, kGroupRows), groups = std::min(row_tiles, 2);
+  for (c.stages = 2; c.stages > 0; --c.stages) {
+    launch.shared = group_shared(launch.variant * 16, panels, groups * c.stages).bytes;
+    if (launch.shared <= device.shared_bytes) break;
+  }
+  if (c.stages == 0) return launch;
+  launch.wgmma = true;
+  launch.threads = (groups + 1) * kGroupThreads;
+  const int heads = c.maps != nullptr ? 1 : c.heads;
+  c.splits = split_queries(static_cast<int64_t>(c.memories) * heads, row_tiles, groups, device);
+  launch.grid = {c.memories, heads, c.splits};
+  return launch;
+}
+
 // Completes a call.
 inline Launch plan_forward(ForwardCall& c, bool absorbed, const Device& device) {
   Launch launch;
+  if (!absorbed) launch = plan_forward_wgmma(c, device);
+  if (launch.wgmma) return launch;
+  launch = {};
   c.group_tiles = ceil_div(c.rows, 8);
   const int rows = absorbed ? c.heads * c.group_tiles * 8 : c.rows;
   const int tiles = ceil_div(rows, 16), panels = panel_count(c.width);

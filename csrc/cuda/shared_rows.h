@@ -28,11 +28,13 @@ CARZERO_DEVICE const uint16_t* keys_of(const Call& c, const void* base, int memo
 }
 
 // Begins to copy rows `first` .. `first + rows - 1` of `panels` panels from `first_panel` on; rows that are not valid and
-// columns beyond the width become zeros, and so do absent rows, which may hold anything. A warp copies a row at a time.
+// columns beyond the width become zeros, and so do absent rows, which may hold anything. A warp copies a row at a time;
+// the first `threads` of the block take part.
 template <bool kAbsorbed>
 CARZERO_DEVICE void copy_rows(Shared s, uint32_t offset, int rows, int panels, const uint16_t* from, int64_t stride,
-                              int first, int first_panel, int width, RowMap<kAbsorbed> map, const int32_t* count) {
-  const int lane = thread_index() & 31, warps = thread_count() >> 5;
+                              int first, int first_panel, int width, RowMap<kAbsorbed> map, const int32_t* count,
+                              int threads = thread_count()) {
+  const int lane = thread_index() & 31, warps = threads >> 5;
   CARZERO_ROLL
   for (int r = thread_index() >> 5; r < rows; r += warps) {
     const int row = map.row(first + r);
@@ -51,12 +53,13 @@ CARZERO_DEVICE void copy_rows(Shared s, uint32_t offset, int rows, int panels, c
   }
 }
 
-// log2 of each row's count, minus infinity where there is no row, and the counts; all threads.
+// log2 of each row's count, minus infinity where there is no row, and the counts; by the first `threads` of the block.
 template <bool kAbsorbed>
 CARZERO_DEVICE void fill_tables(Shared s, uint32_t bias, uint32_t counts, int rows, RowMap<kAbsorbed> map,
-                                const int32_t* count, const float* key_bias, float scale_log2) {
+                                const int32_t* count, const float* key_bias, float scale_log2,
+                                int threads = thread_count()) {
   CARZERO_ROLL
-  for (int r = thread_index(); r < rows; r += thread_count()) {
+  for (int r = thread_index(); r < rows; r += threads) {
     const int n = !map.valid(r) ? 0 : (count == nullptr ? 1 : count[map.row(r)]);
     float b = n > 0 ? log2_of(static_cast<float>(n)) : -infinity();
     if (key_bias != nullptr && n > 0) b += key_bias[map.head(r) * map.rows + map.row(r)] * scale_log2;

@@ -39,6 +39,12 @@ CARZERO_DEVICE int lowest_bit(uint32_t x) { return __ffs(static_cast<int>(x)) - 
 CARZERO_DEVICE int bit_count(uint32_t x) { return __popc(x); }
 CARZERO_DEVICE uint32_t load_word(const void* p) { return __ldg(static_cast<const uint32_t*>(p)); }
 
+// x, of which the compiler knows nothing: what depends on it is made where it is used, not kept in registers.
+CARZERO_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 CARZERO_DEVICE float exp2_of(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -91,6 +97,7 @@ CARZERO_DEVICE void load_matrices_transposed(uint32_t (&d)[4], Shared s, uint32_
 }
 
 struct Bf16 {
+  static constexpr bool kF16 = false;
   // Two floats rounded to nearest even, the first in the low half.
   static CARZERO_DEVICE uint32_t pack(float lo, float hi) {
     uint32_t d;
@@ -107,6 +114,7 @@ struct Bf16 {
   }
 };
 struct F16 {
+  static constexpr bool kF16 = true;
   static CARZERO_DEVICE uint32_t pack(float lo, float hi) {
     uint32_t d;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
@@ -151,6 +159,7 @@ using Bf16 = emulation::Bf16;
 using F16 = emulation::F16;
 
 inline float infinity() { return INFINITY; }
+inline int opaque(int x) { return x; }
 inline int lowest_bit(uint32_t x) { return __builtin_ffs(static_cast<int>(x)) - 1; }
 inline int bit_count(uint32_t x) { return __builtin_popcount(x); }
 inline uint32_t load_word(const void* p) { return *static_cast<const uint32_t*>(p); }

@@ -26,7 +26,7 @@ from carzero.ops import cuda
 
 TABLE = Path(__file__).with_name("binary_table.json")
 LIBRARY = Path(cuda.__file__).resolve().parents[1] / "libcarzero_cuda.so"
-_KERNEL = re.compile(r"(forward|query|key)_kernelINS0_\d(Bf16|F16)E((?:L[ib]\d+E)+)")
+_KERNEL = re.compile(r"(forward|query|key|wgmma)_kernelINS0_\d(Bf16|F16)E((?:L[ib]\d+E)+)")
 
 
 def tool(name: str) -> str:
@@ -107,11 +107,14 @@ def tables(table: dict[str, Any]) -> str:
     ]  # fmt: skip
     archs = sorted(table["kernels"])
     lines += [f"| kernel | {' | '.join(archs)} |", "|---" * (len(archs) + 1) + "|"]
-    for name in sorted(table["kernels"][archs[0]]):
+    for name in sorted({name for kernels in table["kernels"].values() for name in kernels}):
         if "Bf16" in name:
             cells = []
             for arch in archs:
-                facts = table["kernels"][arch][name]
+                facts = table["kernels"][arch].get(name)
+                if facts is None:
+                    cells.append("")
+                    continue
                 spilled = f", {facts['spills']} spill instructions" if facts["spills"] else ""
                 cells.append(f"{facts['registers']}, {facts['products']}{spilled}")
             lines.append(f"| `{name.replace('Bf16, ', '')}` | {' | '.join(cells)} |")

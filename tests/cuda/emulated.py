@@ -6,6 +6,7 @@ import ctypes
 from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,8 +17,17 @@ from carzero.ops.rng import keep_scale, threshold
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Shared memory that a block may have, and multiprocessors: A100, H100.
-SM80, SM90 = (166912, 108), (232448, 132)
+
+class Device(NamedTuple):
+    """`carzero::cuda::Device`: bytes of shared memory that a block may have, multiprocessors, whether it has wgmma."""
+
+    shared: int
+    multiprocessors: int
+    wgmma: bool = False
+
+
+#: A100; H100, and as if it had no wgmma, which is how its other kernels and those of a B200 run.
+SM80, SM90, SM90_MMA = Device(166912, 108), Device(232448, 132, True), Device(232448, 132)
 
 
 class Dropout(Structure):
@@ -38,7 +48,7 @@ class ForwardCall(Structure):
         ("out_float", c_bool), ("logsumexp", c_void_p), ("maps", c_void_p), ("count", c_void_p),
         ("key_bias", c_void_p), ("memories", c_int32), ("queries", c_int32), ("rows", c_int32), ("heads", c_int32),
         ("width", c_int32), ("scale", c_float), ("splits", c_int32), ("resident", c_int32), ("group_tiles", c_int32),
-        ("dropout", Dropout),
+        ("stages", c_int32), ("dropout", Dropout),
     ]  # fmt: skip
 
 
@@ -61,7 +71,7 @@ class Run(Structure):
 
     _fields_ = [
         ("shared_bytes", c_int64), ("multiprocessors", c_int32), ("f16", c_int32), ("reverse", c_int32),
-        ("eager", c_int32), ("absorbed", c_int32), ("variant", c_int32), ("blocks", c_int64), ("threads", c_int64),
+        ("eager", c_int32), ("absorbed", c_int32), ("wgmma", c_int32), ("variant", c_int32), ("blocks", c_int64), ("threads", c_int64),
         ("shared", c_int64), ("products", c_int64), ("conflicts", c_int64),
     ]  # fmt: skip
 
@@ -143,7 +153,7 @@ def forward(
     key_bias: Tensor | None = None,
     absorbed: bool = False,
     float_out: bool = False,
-    device: tuple[int, int] = SM80,
+    device: Device = SM80,
     reverse: bool = False,
     eager: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Run]:
@@ -164,7 +174,7 @@ def forward(
     )  # fmt: skip
     if drop is not None:
         call.dropout = drop.pointers()
-    run = Run(*device, q.dtype == torch.float16, reverse, eager, absorbed)
+    run = Run(*device[:2], q.dtype == torch.float16, reverse, eager, absorbed, device.wgmma)
     wrong = library.carzero_emulated_forward(byref(call), byref(run))
     assert wrong is None, wrong.decode()
     return out, lse, found, run
@@ -183,7 +193,7 @@ def backward(
     *,
     count: Tensor | None = None,
     drop: Drop | None = None,
-    device: tuple[int, int] = SM80,
+    device: Device = SM80,
     reverse: bool = False,
     eager: bool = False,
 ) -> tuple[Tensor, tuple[Run, Run]]:
@@ -204,7 +214,7 @@ def backward(
         call.dropout = drop.pointers()
     runs = []
     for kernel in (library.carzero_emulated_backward_queries, library.carzero_emulated_backward_keys):
-        run = Run(*device, q.dtype == torch.float16, reverse, eager)
+        run = Run(*device[:2], q.dtype == torch.float16, reverse, eager)
         wrong = kernel(byref(call), byref(run))
         assert wrong is None, wrong.decode()
         runs.append(run)

@@ -13,10 +13,11 @@ from carzero.ops import cuda
 from carzero.ops.rng import keep_scale
 
 #: The schemas of csrc/cuda/library.cpp, for where the library is not built.
-_DROPOUT = "Tensor? seed, Tensor? memory_index, Tensor? query_index, int threshold, int layer, int direction) -> ()"
+_MASKS = "Tensor? seed, Tensor? memory_index, Tensor? query_index, int threshold, int layer, int direction"
+_DROPOUT = f"{_MASKS}) -> ()"
 SCHEMAS = (
     "attention_forward(Tensor q, Tensor k, Tensor v, int heads, float scale, Tensor? count, Tensor(a!) out, "
-    f"Tensor(b!)? logsumexp, Tensor(c!)? maps, {_DROPOUT}",
+    f"Tensor(b!)? logsumexp, Tensor(c!)? maps, {_MASKS}, bool wgmma=True) -> ()",
     "attention_absorbed(Tensor x, Tensor keys, Tensor values, Tensor? key_bias, int heads, float scale, "
     f"Tensor? count, Tensor(a!) out, {_DROPOUT}",
     "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, int heads, "
@@ -36,7 +37,7 @@ def register(emulation: ctypes.CDLL) -> tuple[list[torch.library.Library], dict[
     implement = torch.library.Library("carzero_cuda", "IMPL", "CPU")
 
     def run(kernel: str, call: ForwardCall | BackwardCall, q: Tensor, absorbed: bool = False) -> None:
-        facts = Run(*SM80, q.dtype == torch.float16, False, False, absorbed)
+        facts = Run(*SM80[:2], q.dtype == torch.float16, False, False, absorbed)
         wrong = getattr(emulation, f"carzero_emulated_{kernel}")(byref(call), byref(facts))
         assert wrong is None, wrong.decode()
 
@@ -59,7 +60,7 @@ def register(emulation: ctypes.CDLL) -> tuple[list[torch.library.Library], dict[
         assert count is None or (count.dtype == torch.int32 and count.is_contiguous())
         return (k.shape[0], q.shape[1], rows, heads, width, scale)
 
-    def forward(q, k, v, heads, scale, count, out, logsumexp, maps, *drop) -> None:
+    def forward(q, k, v, heads, scale, count, out, logsumexp, maps, *drop, wgmma=True) -> None:
         calls["attention_forward"] += 1
         sizes = fill(q, k, heads, k.shape[1], q.shape[2] // heads, scale, count)
         call = ForwardCall(

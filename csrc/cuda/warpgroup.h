@@ -1,0 +1,154 @@
+// What the sm_90a kernels ask of the hardware beyond warp.h, one function an instruction: products of four warps
+// (wgmma), mbarriers, and copies by the tensor memory accelerator. Compiled by a C++ compiler they run in the emulation.
+// Layouts: PTX ISA, "Matrix fragments for wgmma.mma_async.m64nNk16" (a warp's 16 rows lie as those of mma.m16n8k16),
+// "Shared memory matrix layout".
+#pragma once
+#include "warp.h"
+
+#if defined(__CUDACC__)
+#include <cuda.h>
+#endif
+
+namespace carzero::cuda {
+
+#if defined(__CUDACC__)
+
+struct QueryMap {
+  CUtensorMap map;
+};
+
+CARZERO_DEVICE uint32_t window(Shared s) { return s.window; }
+
+// Between the first `threads` of a block.
+CARZERO_DEVICE void part_barrier(int threads) { asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory"); }
+
+CARZERO_DEVICE void barrier_init(Shared s, uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(s.window + barrier), "r"(arrivals) : "memory");
+}
+CARZERO_DEVICE void barrier_arrive(Shared s, uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(s.window + barrier) : "memory");
+}
+CARZERO_DEVICE void barrier_expect(Shared s, uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(s.window + barrier), "r"(bytes)
+               : "memory");
+}
+// Until the phase of this parity is over.
+CARZERO_DEVICE void barrier_wait(Shared s, uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(s.window + barrier),
+      "r"(parity)
+      : "memory");
+}
+// Barriers become visible to copies.
+CARZERO_DEVICE void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// What this thread wrote to shared memory becomes visible to wgmma.
+CARZERO_DEVICE void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// 64 columns of 64 queries of one head; those beyond the tensor are zeros.
+CARZERO_DEVICE void copy_box(Shared s, uint32_t offset, const QueryMap& map, int column, int head, int query,
+                             int memory, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];"
+      ::"r"(s.window + offset), "l"(&map.map), "r"(column), "r"(head), "r"(query), "r"(memory),
+      "r"(s.window + barrier)
+      : "memory");
+}
+
+// Registers a thread of this group of four warps; the block's stay what its launch took.
+template <int kRegisters, bool kMore>
+CARZERO_DEVICE void set_registers() {
+  if constexpr (kMore) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  }
+}
+
+CARZERO_DEVICE void group_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+CARZERO_DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+CARZERO_DEVICE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+// Operand names and operands of N / 2 accumulator registers.
+#define CARZERO_D32 \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
+  "%30,%31"
+#define CARZERO_D56 \
+  CARZERO_D32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55"
+#define CARZERO_D104 \
+  CARZERO_D56 \
+  ",%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83," \
+  "%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103"
+#define CARZERO_R(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define CARZERO_R8 \
+  CARZERO_R(0), CARZERO_R(1), CARZERO_R(2), CARZERO_R(3), CARZERO_R(4), CARZERO_R(5), CARZERO_R(6), CARZERO_R(7)
+#define CARZERO_R14 \
+  CARZERO_R8, CARZERO_R(8), CARZERO_R(9), CARZERO_R(10), CARZERO_R(11), CARZERO_R(12), CARZERO_R(13)
+#define CARZERO_R26 \
+  CARZERO_R14, CARZERO_R(14), CARZERO_R(15), CARZERO_R(16), CARZERO_R(17), CARZERO_R(18), CARZERO_R(19), \
+      CARZERO_R(20), CARZERO_R(21), CARZERO_R(22), CARZERO_R(23), CARZERO_R(24), CARZERO_R(25)
+// d = a b^T (+ d where `add`), a and b in shared memory, rows of k next to each other
+#define CARZERO_PRODUCT(N, TYPE, NAMES, REGISTERS, A, B, ADD)                                                \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %" ADD ", 0;\nwgmma.mma_async.sync.aligned.m64n" N     \
+               "k16.f32." TYPE "." TYPE " " NAMES "}, %" A ", %" B ", add, 1, 1, 0, 0;\n}"                   \
+               : REGISTERS                                                                                   \
+               : "l"(a), "l"(b), "r"(add))
+#define CARZERO_PRODUCTS(TYPE)                                                                              \
+  if constexpr (kColumnTiles == 8) CARZERO_PRODUCT("64", TYPE, CARZERO_D32, CARZERO_R8, "32", "33", "34");  \
+  if constexpr (kColumnTiles == 14) CARZERO_PRODUCT("112", TYPE, CARZERO_D56, CARZERO_R14, "56", "57", "58"); \
+  if constexpr (kColumnTiles == 26) CARZERO_PRODUCT("208", TYPE, CARZERO_D104, CARZERO_R26, "104", "105", "106")
+// d = a b (+ d), a in registers, b [16][64] in shared memory, columns next to each other
+#define CARZERO_PRODUCT_LEFT(TYPE)                                                                           \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE \
+               "." TYPE " " CARZERO_D32 "}, {%32,%33,%34,%35}, %36, add, 1, 1, 1;\n}"                         \
+               : CARZERO_R8                                                                                  \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add))
+
+template <class T, int kColumnTiles>
+CARZERO_DEVICE void group_multiply(float (&d)[kColumnTiles][4], uint64_t a, uint64_t b, int add) {
+  static_assert(kColumnTiles == 8 || kColumnTiles == 14 || kColumnTiles == 26, "no product of this width");
+  if constexpr (T::kF16) {
+    CARZERO_PRODUCTS("f16");
+  } else {
+    CARZERO_PRODUCTS("bf16");
+  }
+}
+template <class T>
+CARZERO_DEVICE void group_multiply(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, int add) {
+  if constexpr (T::kF16) {
+    CARZERO_PRODUCT_LEFT("f16");
+  } else {
+    CARZERO_PRODUCT_LEFT("bf16");
+  }
+}
+
+#else
+
+using emulation::QueryMap;
+using emulation::barrier_arrive;
+using emulation::barrier_expect;
+using emulation::barrier_init;
+using emulation::barrier_wait;
+using emulation::copy_box;
+using emulation::fence_barriers;
+using emulation::fence_shared;
+using emulation::group_commit;
+using emulation::group_fence;
+using emulation::group_wait;
+using emulation::part_barrier;
+
+template <int kRegisters, bool kMore>
+void set_registers() {}
+inline uint32_t window(Shared) { return 0; }
+template <class T, int kColumnTiles>
+void group_multiply(float (&d)[kColumnTiles][4], uint64_t a, uint64_t b, int add) {
+  emulation::group_multiply(&d[0][0], kColumnTiles, nullptr, a, b, add, T::kF16);
+}
+template <class T>
+void group_multiply(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, int add) {
+  emulation::group_multiply(&d[0][0], 8, a, 0, b, add, T::kF16);
+}
+
+#endif
+
+}  // namespace carzero::cuda
