@@ -72,7 +72,7 @@ def _call(simr: bool, values: tuple) -> tuple[Params, Options, dict]:
 def _backend(a: dict, *, backward: bool = False) -> str:
     queries: Tensor = a["queries"]
     return choose(
-        a["backend"], device=queries.device, dtype=queries.dtype, width=queries.shape[1], heads=a["heads"],
+        a["backend"], device=queries.device, dtype=queries.dtype, width=queries.shape[-1], heads=a["heads"],
         recompute=a.get("recompute", "full"), projected_backward=backward and a["projected"],
         other=decode(a["spec"]), rows=a["memory"].shape[1],
     )[0]  # fmt: skip

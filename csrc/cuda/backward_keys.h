@@ -10,41 +10,40 @@
 
 namespace carzero::cuda {
 
-// Multiplies accumulator pairs of 16 keys x 16 queries by the dropout's multipliers: the transpose of `drop_queries`.
-CARZERO_DEVICE void drop_keys(float (&x)[2][4], float (&y)[2][4], const Dropout& dropout, DrawnTile drawn, Shared s,
-                              uint32_t counts, int head, int memory, int row0, int queries, int key0) {
-  const int lane = thread_index() & 31, g = lane >> 2, t = lane & 3;
-  const float keep = dropout.keep;
+// The kept shares of a tile's collapsed keys, of 16 queries each, into this warp's table: before the products, because there
+// are no registers left for the generator beside their sums.
+CARZERO_DEVICE void table_shares(Shared s, uint32_t shares, const Dropout& dropout, DrawnTile drawn, uint32_t counts,
+                                 int head, int memory, int row0, int queries, int key0) {
   uint32_t marks = drawn.marks;
-  const uint32_t bits = drawn.bits | marks;
-  CARZERO_UNROLL
-  for (int n = 0; n < 2; ++n) {
-    CARZERO_UNROLL
-    for (int e = 0; e < 2; ++e) {
-      const uint32_t of_query = shuffle(bits, 8 * n + 2 * t + e) >> g;
-      const float low = of_query & 1 ? keep : 0.0f, high = of_query >> 8 & 1 ? keep : 0.0f;
-      x[n][e] *= low;
-      y[n][e] *= low;
-      x[n][2 + e] *= high;
-      y[n][2 + e] *= high;
-    }
-  }
   CARZERO_ROLL
   while (marks) {
     const int row = lowest_bit(marks);
     marks &= marks - 1;
     const MaskRow mask = lane_mask(dropout, head, memory, row0, queries);
     const float share = collapsed_share(mask, key0 + row, s.get<int>(counts + static_cast<uint32_t>(row) * 4));
+    s.set(shares + static_cast<uint32_t>(16 * row + (thread_index() & 15)) * 4, share);
+  }
+  warp_barrier();
+}
+
+// Multiplies accumulator pairs of 16 keys x 16 queries by the dropout's multipliers: the transpose of `drop_queries`.
+CARZERO_DEVICE void drop_keys(float (&x)[2][4], float (&y)[2][4], float keep, DrawnTile drawn, Shared s,
+                              uint32_t shares) {
+  const int lane = thread_index() & 31, g = lane >> 2, t = lane & 3;
+  const uint32_t bits = drawn.bits | drawn.marks;
+  CARZERO_UNROLL
+  for (int n = 0; n < 2; ++n) {
     CARZERO_UNROLL
-    for (int n = 0; n < 2; ++n) {
+    for (int e = 0; e < 2; ++e) {
+      const int query = 8 * n + 2 * t + e;
+      const uint32_t of_query = shuffle(bits, query) >> g;
       CARZERO_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const float of_query = shuffle(share, 8 * n + 2 * t + e);
-        const float low = row == g ? of_query : 1.0f, high = row == g + 8 ? of_query : 1.0f;
-        x[n][e] *= low;
-        y[n][e] *= low;
-        x[n][2 + e] *= high;
-        y[n][2 + e] *= high;
+      for (int i = 0; i < 2; ++i) {
+        float factor = of_query >> (8 * i) & 1 ? keep : 0.0f;
+        const int row = g + 8 * i;
+        if (drawn.marks >> row & 1) factor *= s.get<float>(shares + static_cast<uint32_t>(16 * row + query) * 4);
+        x[n][2 * i + e] *= factor;
+        y[n][2 * i + e] *= factor;
       }
     }
   }
@@ -113,6 +112,8 @@ CARZERO_DEVICE void attention_backward_keys(const BackwardCall& c) {
 
   CARZERO_ROLL
   for (int stage = 0; stage < stages; ++stage) {
+    // known anew: addresses made of them, kept from stage to stage, are the registers that spill
+    const int memory = opaque(block_memory()), head = opaque(block_head());
     const uint32_t here = place.queries + static_cast<uint32_t>(stage & 1) * place.stage_bytes;
     if (stage + 1 < stages) {
       copy_stage(s, place.queries + static_cast<uint32_t>((stage + 1) & 1) * place.stage_bytes, place, c, stage_rows,
@@ -126,8 +127,10 @@ CARZERO_DEVICE void attention_backward_keys(const BackwardCall& c) {
     if (row0 < c.queries) {
       DrawnTile drawn{};
       const uint32_t counts = place.counts + static_cast<uint32_t>(key) * 4;
+      const uint32_t shares = place.shares + static_cast<uint32_t>(warp) * kSharesBytes;
       if (c.dropout.threshold) {
         drawn = draw_tile(c.dropout, s, counts, c.count != nullptr, head, memory, row0, c.queries, first + key);
+        table_shares(s, shares, c.dropout, drawn, counts, head, memory, row0, c.queries, first + key);
       }
       float scores[2][4] = {}, d_weights[2][4] = {};
       CARZERO_ROLL
@@ -173,7 +176,7 @@ CARZERO_DEVICE void attention_backward_keys(const BackwardCall& c) {
         for (int i = 0; i < 4; ++i) used[n][i] = scores[n][i];
       }
       if (c.dropout.threshold) {
-        drop_keys(used, d_weights, c.dropout, drawn, s, counts, head, memory, row0, c.queries, first + key);
+        drop_keys(used, d_weights, c.dropout.keep, drawn, s, shares);
       }
       CARZERO_UNROLL
       for (int n = 0; n < 2; ++n) {

@@ -140,9 +140,10 @@ CARZERO_HOST_DEVICE QueryShared query_shared(int rows, int columns, int panels) 
 }
 
 // Shared memory of the backward kernel that owns keys: its keys and values, two stages of queries and output gradients
-// with their log-sum-exps and row sums, row counts. What lies before `counts` is taken again to add accumulators up.
+// with their log-sum-exps and row sums, row counts, each warp's table of collapsed keys' shares. What lies before `counts` is taken again to add accumulators up.
+inline constexpr uint32_t kSharesBytes = 16 * 16 * 4;
 struct KeyShared {
-  uint32_t values, queries, gradients, logsumexp, delta, stage_bytes, counts, bias, bytes;
+  uint32_t values, queries, gradients, logsumexp, delta, stage_bytes, counts, bias, shares, bytes;
 };
 CARZERO_HOST_DEVICE KeyShared key_shared(int keys, int queries, int panels) {
   KeyShared s{};
@@ -154,7 +155,8 @@ CARZERO_HOST_DEVICE KeyShared key_shared(int keys, int queries, int panels) {
   s.stage_bytes = s.delta + static_cast<uint32_t>(queries) * 4;
   s.counts = s.queries + 2 * s.stage_bytes;
   s.bias = s.counts + static_cast<uint32_t>(keys) * 4;
-  s.bytes = s.bias + static_cast<uint32_t>(keys) * 4;
+  s.shares = s.bias + static_cast<uint32_t>(keys) * 4;
+  s.bytes = s.shares + static_cast<uint32_t>(keys / 16 * queries / 16) * kSharesBytes;
   return s;
 }
 

@@ -30,6 +30,7 @@ CARZERO_DEVICE int block_memory() { return static_cast<int>(blockIdx.x); }
 CARZERO_DEVICE int block_head() { return static_cast<int>(blockIdx.y); }
 CARZERO_DEVICE int block_part() { return static_cast<int>(blockIdx.z); }
 CARZERO_DEVICE void block_barrier() { __syncthreads(); }
+CARZERO_DEVICE void warp_barrier() { __syncwarp(); }
 CARZERO_DEVICE uint32_t shuffle(uint32_t x, int lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
 CARZERO_DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xFFFFFFFFu, x, lane); }
 CARZERO_DEVICE uint32_t shuffle_xor(uint32_t x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
@@ -158,6 +159,8 @@ using emulation::thread_index;
 using Bf16 = emulation::Bf16;
 using F16 = emulation::F16;
 
+// lanes meet at a ballot; that it is right to read after it what others wrote before is the barrier's meaning
+inline void warp_barrier() { ballot(true); }
 inline float infinity() { return INFINITY; }
 inline int opaque(int x) { return x; }
 inline int lowest_bit(uint32_t x) { return __builtin_ffs(static_cast<int>(x)) - 1; }

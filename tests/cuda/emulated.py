@@ -71,8 +71,8 @@ class Run(Structure):
 
     _fields_ = [
         ("shared_bytes", c_int64), ("multiprocessors", c_int32), ("f16", c_int32), ("reverse", c_int32),
-        ("eager", c_int32), ("absorbed", c_int32), ("wgmma", c_int32), ("variant", c_int32), ("blocks", c_int64), ("threads", c_int64),
-        ("shared", c_int64), ("products", c_int64), ("conflicts", c_int64),
+        ("eager", c_int32), ("absorbed", c_int32), ("wgmma", c_int32), ("variant", c_int32),
+        ("blocks", c_int64), ("threads", c_int64), ("shared", c_int64), ("products", c_int64), ("conflicts", c_int64),
     ]  # fmt: skip
 
 

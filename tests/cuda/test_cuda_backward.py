@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import counts, inputs
-from emulated import SM80, SM90, Drop, backward, forward, relative, truth
+from emulated import SM80, SM90, Device, Drop, backward, forward, relative, truth
 from torch import Tensor
 
 #: m, Q, P, H, K, device, counts, q shared: every variant, one and several blocks of keys, one and several groups of
@@ -79,7 +79,7 @@ def test_absent_rows_get_no_gradient(library) -> None:
 @pytest.mark.parametrize("reverse", [False, True], ids=["in-order", "reverse"])
 def test_no_order_of_warps_and_copies_changes_a_bit(library, reverse: bool, eager: bool) -> None:
     """Several stages of queries, several groups that add up, keys in several chunks."""
-    for shape in ((1, 150, 20, 1, 64, SM80, True, False), (1, 40, 96, 1, 128, (46000, 1), False, False)):
+    for shape in ((1, 150, 20, 1, 64, SM80, True, False), (1, 40, 96, 1, 128, Device(46000, 1), False, False)):
         first, _, _ = run_both(library, shape, torch.float16, True)
         again, _, _ = run_both(library, shape, torch.float16, True, reverse=reverse, eager=eager)
         assert all(torch.equal(first[name], again[name]) for name in "qkv")

@@ -141,8 +141,8 @@ def test_absorbed(library, heads: int, p: int, width: int, device: tuple, dropou
 @pytest.mark.parametrize("eager", [False, True], ids=["late", "eager"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["in-order", "reverse"])
 def test_no_order_of_warps_and_copies_changes_a_bit(library, reverse: bool, eager: bool) -> None:
-    """A missing wait or barrier would: more tiles than warps, values resident and streamed, maps over heads; of the kernel
-    of wgmma also stages that are filled again, groups with unequal numbers of tiles, and one group alone."""
+    """A missing wait or barrier would: more tiles than warps, values resident and streamed, maps over heads; of wgmma's
+    kernel also stages that are filled again, groups with unequal numbers of tiles, and one group alone."""
     for n, p, width, heads, device, maps in (
         (150, 20, 64, 2, Device(SM80.shared, 1), True),
         (150, 40, 128, 1, Device(28000, 1), False),
@@ -165,11 +165,10 @@ def test_no_order_of_warps_and_copies_changes_a_bit(library, reverse: bool, eage
 
 @pytest.mark.parametrize(("p", "width", "wgmma"), [(9, 64, False), (98, 192, True)])
 def test_splitting_the_queries_changes_no_bit(library, p: int, width: int, wgmma: bool) -> None:
-    q, k, v = inputs(1, 300, p, 1, width, torch.bfloat16)
-    drop = Drop.draw(1, 300, p)
-    results = [
-        forward(library, q, k, v, 1, drop=drop, device=Device(SM90.shared, n, wgmma)) for n in (1, 2, SM90.multiprocessors)
-    ]
+    q, k, v = inputs(1, 520, p, 1, width, torch.bfloat16)
+    drop = Drop.draw(1, 520, p)
+    devices = [Device(SM90.shared, n, wgmma) for n in (1, 2, SM90.multiprocessors)]
+    results = [forward(library, q, k, v, 1, drop=drop, device=device) for device in devices]
     assert [r[3].blocks for r in results] == sorted({r[3].blocks for r in results})
     assert all(torch.equal(r[0], results[0][0]) for r in results)
     assert all(bool(r[3].wgmma) == wgmma for r in results)
