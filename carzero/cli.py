@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "check a manifest before a run, make one from a data set's files, or write shards",
     ),
     "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
+    "export": ("carzero.models.export_command", "write a model as ONNX files and torch.export programs"),
 }
 #: Commands whose settings are a typed configuration with files of its own.
 OWN_PARSER = ("train",)

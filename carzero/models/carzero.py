@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from carzero.ops import ProjectedMemory
 
+    from .hub import CardFacts
+
 
 @dataclass(frozen=True)
 class TextBank:
@@ -284,3 +286,34 @@ class CARZero(nn.Module):
         from .checkpoint import load_folder
 
         return load_folder(Path(folder), device=device, dtype=dtype)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        facts: CardFacts | None = None,
+        private: bool = True,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        message: str = "Upload a carzero model",
+    ) -> str:
+        """Upload the files of `save_pretrained` with a model card; `carzero.load(repo)` opens them.
+
+        Args:
+            repo: ``"org/name"``; made where absent. Its card is replaced.
+            facts: what the card says of training, figures and licence; `carzero.models.hub.CardFacts.of_run` reads them
+                from a run.
+            private: of a repository that is made now. Weights can give away training data, so sharing is a decision.
+            token: None is the one of ``hf auth login``.
+            revision: branch; None is the main one.
+            message: of the commit.
+
+        Returns:
+            the commit's address.
+
+        Raises:
+            UserError: the model has no tokenizer, or the hub refuses or cannot be reached.
+        """
+        from .hub import push
+
+        return push(self, repo, facts=facts, private=private, token=token, revision=revision, message=message)

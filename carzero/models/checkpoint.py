@@ -56,7 +56,7 @@ def load(
     elif path.is_file():
         model = _load_published(path, device=device, dtype=dtype)
     elif _HUB_ID.fullmatch(str(path_or_repo)) and path.suffix not in (".ckpt", ".pt", ".pth", ".bin", ".safetensors"):
-        model = load_folder(_from_hub(str(path_or_repo)), device=device, dtype=dtype)
+        model = load_folder(snapshot(str(path_or_repo)), device=device, dtype=dtype)
     else:
         raise UserError(f"carzero.load: there is no folder or file {str(path_or_repo)!r}.")
     if tokenizer is not None:
@@ -90,13 +90,18 @@ def _load_published(path: Path, *, device: torch.device | str | None, dtype: tor
     return assemble(upstream.config, upstream.tensors, f"carzero.load: {path}", device, dtype)
 
 
-def _from_hub(repo: str) -> Path:
+def snapshot(repo: str, **options: Any) -> Path:
+    """The folder of a hub repository's model files, downloaded where it is not cached; options as the hub's client.
+
+    Raises:
+        UserError: the hub does not know it or cannot be reached, and no copy is cached.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         patterns = [WEIGHTS, CONFIG, f"{TOKENIZER}/*"]
-        return Path(snapshot_download(repo, allow_patterns=patterns))
+        return Path(snapshot_download(repo, allow_patterns=patterns, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"carzero.load: {repo!r} is no folder here, and as a hub id it cannot be had: the hub does not know it or "

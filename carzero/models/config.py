@@ -18,6 +18,9 @@ MemoryRows = Literal["global+local", "local", "global"]
 TextMode = Literal["default", "published"]
 SimilarityName = Literal["decoder", "gloria", "max_sim", "vl_cabs", "cosine"]
 
+#: What ``config.json`` is marked with, so that transformers knows it (`carzero.models.auto`).
+MODEL_TYPE = "carzero"
+
 #: Where the authors publish the text encoder that the released checkpoint was trained from, and its tokenizer.
 PUBLISHED_TEXT_ENCODER = "Laihaoran/BioClinicalMPBERT"
 
@@ -344,8 +347,8 @@ class CARZeroConfig:
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """The configuration as indented JSON; `from_json` reads it back to an equal value."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        """The configuration as indented JSON, marked as ours; `from_json` reads it back to an equal value."""
+        return json.dumps({"model_type": MODEL_TYPE, **self.to_dict()}, indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CARZeroConfig:
@@ -369,4 +372,11 @@ class CARZeroConfig:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"CARZeroConfig: the configuration is not valid JSON: {error}.") from error
-        return cls.from_dict(mapping(values, ""))
+        values = dict(mapping(values, ""))
+        # absent in folders of older versions
+        marked = values.pop("model_type", MODEL_TYPE)
+        if marked != MODEL_TYPE:
+            raise UserError(
+                f"CARZeroConfig: model_type must be {MODEL_TYPE!r}, got {marked!r}: a model of another kind."
+            )
+        return cls.from_dict(values)

@@ -100,6 +100,10 @@ class TextEncoder(nn.Module):
             )
         return self.tokenizer
 
+    def pooling(self) -> tuple[int, Tensor]:
+        """What sums pieces into words, as `carzero.models.text.word_rows` takes it: id of [SEP], bool ``[V]`` table."""
+        return int(self._need_tokenizer().sep_token_id), self._continuation
+
     def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
         """Clean and tokenise texts, all in one call of the tokenizer.
 
@@ -121,7 +125,8 @@ class TextEncoder(nn.Module):
         ids = torch.tensor([p + [pad] * (longest - len(p)) for p in pieces], dtype=torch.long).reshape(-1, longest)
         lengths = torch.tensor([len(p) for p in pieces], dtype=torch.long)
         mask = (torch.arange(longest) < lengths[:, None]).long()
-        piece_rows, rows = word_rows(ids, self._continuation, tokenizer.sep_token_id)
+        separator, continuation = self.pooling()
+        piece_rows, rows = word_rows(ids, continuation, separator)
         return TokenisedTexts(ids, mask, piece_rows, rows, max(rows.tolist(), default=2))
 
     def forward(self, tokens: TokenisedTexts) -> tuple[Tensor, Tensor]:
