@@ -1,4 +1,4 @@
-"""A model as files for other runtimes, ONNX and torch.export programs, checked against the model as they are written."""
+"""A model as files for other runtimes, ONNX and torch.export programs, checked against the model while written."""
 
 from __future__ import annotations
 

@@ -104,8 +104,8 @@ def test_card_of_a_model_that_nothing_is_known_of(model):
 def test_card_of_an_evaluation(model, run, tmp_path):
     report = {
         "title": "Open-i", "macro_auroc": 0.8, "macro_auroc_ci": [0.7, 0.9], "accuracy": None,
-        "accuracy_ci": [None, None], "micro_auroc": 0.5, "micro_auroc_ci": [None, None], "intervals": {"level": 0.95}, "n_images": 1234,
-        "n_patients": None,
+        "accuracy_ci": [None, None], "micro_auroc": 0.5, "micro_auroc_ci": [None, None],
+        "intervals": {"level": 0.95}, "n_images": 1234, "n_patients": None,
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(report))
     facts = CardFacts.of_run(run, report=tmp_path)
