@@ -68,8 +68,8 @@ class CardFacts:
             raise UserError(f"CardFacts: {run} is no folder of a run: {path} cannot be read ({error}).") from error
         manifest, split = Path(config["manifest"]), config.get("split")
         facts: dict[str, Any] = {
-            "training_data": f"the table {manifest.name}",
-            "split": split_identity(manifest, split) if manifest.is_file() else None,
+            "training_data": f"the {'shards' if manifest.is_dir() else 'table'} {manifest.name}",
+            "split": split_identity(manifest, split) if manifest.exists() else None,
             "settings": {name: config[name] for name in _SETTINGS if config.get(name) is not None},
         }
         facts |= _validated(Path(run)) if report is None else _reported(Path(report))
@@ -79,7 +79,8 @@ class CardFacts:
 def split_identity(manifest: str | Path, split: str | None = None) -> str:
     """How many rows a manifest's split has, and a digest of their images: equal for equal lists, whatever the order.
 
-    Equal to SHA-256 of the sorted column `image` (file names, not paths), a line each.
+    Equal to SHA-256 of the sorted column `image` (file names, not paths), a line each. A folder of shards holds its
+    manifest as ``pairs.parquet``.
 
     Raises:
         UserError: the table cannot be read, or has no column image (or split, where one is named).
@@ -87,6 +88,7 @@ def split_identity(manifest: str | Path, split: str | None = None) -> str:
     import pandas as pd
 
     manifest = Path(manifest)
+    manifest = manifest / "pairs.parquet" if manifest.is_dir() else manifest
     try:
         table = pd.read_parquet(manifest) if manifest.suffix == ".parquet" else pd.read_csv(manifest, dtype=str)
     except (OSError, ValueError) as error:

@@ -24,8 +24,10 @@ from carzero.models.towers import ImageTower, PairScores, TextTower
 
 @pytest.fixture(scope="module")
 def small(tokenizer) -> CARZero:
+    """With the convolutional stem, which the demo's model has and which asks for a memory format."""
     torch.manual_seed(0)
     config = CARZeroConfig.tiny(vocab_size=len(tokenizer), width=32, heads=2, max_tokens=64)
+    config = dataclasses.replace(config, image=dataclasses.replace(config.image, stem="conv"))
     return perturbed(CARZero(config, tokenizer)).eval()
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -122,6 +123,9 @@ def test_split_identity_follows_the_images_alone(tmp_path):
     (tmp_path / "b.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]).replace("Clear", "Other"))
     assert split_identity(tmp_path / "a.csv") == split_identity(tmp_path / "b.csv")
     assert split_identity(tmp_path / "a.csv", "test") != split_identity(tmp_path / "a.csv", "train")
+    (tmp_path / "shards").mkdir()
+    pd.read_csv(tmp_path / "a.csv").to_parquet(tmp_path / "shards" / "pairs.parquet")
+    assert split_identity(tmp_path / "shards", "train") == split_identity(tmp_path / "a.csv", "train")
     (tmp_path / "c.csv").write_text("image,text\nx,y\n")
     with pytest.raises(UserError, match="no column split"):
         split_identity(tmp_path / "c.csv", "train")
