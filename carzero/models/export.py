@@ -1,4 +1,4 @@
-"""A model as files for other runtimes, ONNX and torch.export programs, checked against the model while written."""
+"""A model as files for other runtimes: ONNX and torch.export programs, checked against the model when written."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def export(model: CARZero, folder: str | Path, formats: Sequence[Format] = get_a
     assert model.tokenizer is not None
     model.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "export.json").write_text(
-        json.dumps(_description(model, parts, files), indent=2) + "\n", encoding="utf-8"
+        json.dumps(_description(model, parts, traced, files), indent=2) + "\n", encoding="utf-8"
     )
     return files
 
@@ -182,7 +182,27 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _description(model: CARZero, parts: dict[str, Any], files: Sequence[Exported]) -> dict[str, Any]:
+def _tensors(model: CARZero, traced: dict[str, tuple[Tensor, ...]]) -> dict[str, str]:
+    """Dtype and shape of every input and output; named axes are free."""
+    image, (image_rows, width) = model.config.image, traced["scores"][0].shape[1:]
+    kinds = {"global+local": "pieces + 2", "local": "pieces + 1", "global": "1"}
+    text_rows = kinds[model.config.decoder.memory_rows]
+    return {
+        "pixels": f"float32 [images, {image.in_chans}, {image.image_size}, {image.image_size}]",
+        "image_memory": f"float32 [images, {image_rows}, {width}]",
+        "image_query": f"float32 [images, {width}]",
+        "input_ids": "int64 [texts, pieces], [CLS] first, [SEP] last, then padding",
+        "attention_mask": "int64 [texts, pieces], 1 up to [SEP], then 0",
+        "text_memory": f"float32 [texts, {text_rows}, {width}]",
+        "text_query": f"float32 [texts, {width}]",
+        "text_row_count": f"int32 [texts, {text_rows}], original rows that a row stands for, 0 where it is absent",
+        "scores": "float32 [images, texts], raw logits",
+    }
+
+
+def _description(
+    model: CARZero, parts: dict[str, Any], traced: dict[str, tuple[Tensor, ...]], files: Sequence[Exported]
+) -> dict[str, Any]:
     """What a program needs to know that runs the files without this package."""
     import carzero
 
@@ -192,10 +212,8 @@ def _description(model: CARZero, parts: dict[str, Any], files: Sequence[Exported
         "torch": str(torch.__version__),
         "opset": OPSET,
         "parts": {name: {"inputs": part.inputs, "outputs": part.outputs} for name, part in parts.items()},
-        "pixels": {
-            "shape": ["images", config.image.in_chans, config.image.image_size, config.image.image_size],
-            "made_by": "carzero.ImageProcessor(size)",
-        },
+        "tensors": _tensors(model, traced),
+        "pixels": {"made_by": f"carzero.ImageProcessor({config.image.image_size})"},
         "texts": {
             "tokenizer": "tokenizer/",
             "cleaning": config.text_mode,

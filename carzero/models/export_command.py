@@ -29,8 +29,6 @@ def run(args: argparse.Namespace) -> int:
     for file in files:
         size = file.path.stat().st_size / 1e6
         print(f"| `{file.path.name}` | {size:.1f} | {file.difference:.1e} | {file.largest:.3g} |")
-    print(
-        f"\nWrote {args.out} in {time.perf_counter() - start:.0f} s; {args.out / 'export.json'} describes inputs and "
-        "outputs."
-    )
+    seconds = time.perf_counter() - start
+    print(f"\nWrote {args.out} in {seconds:.0f} s; {args.out / 'export.json'} describes inputs and outputs.")
     return 0

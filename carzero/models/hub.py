@@ -20,7 +20,8 @@ UNKNOWN = "not recorded"
 
 # settings of a run that a reader of its card asks for
 _SETTINGS = (
-    "steps", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "text", "positives", "seed",
+    "init", "epochs", "steps", "batch_size", "optimizer", "learning_rate", "weight_decay", "text", "positives",
+    "augment", "flip", "seed",
 )  # fmt: skip
 
 
@@ -64,16 +65,36 @@ class CardFacts:
         path = Path(run) / "config.yaml"
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            manifest, split = Path(config["manifest"]), config.get("split")
+        except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
             raise UserError(f"CardFacts: {run} is no folder of a run: {path} cannot be read ({error}).") from error
-        manifest, split = Path(config["manifest"]), config.get("split")
         facts: dict[str, Any] = {
             "training_data": f"the {'shards' if manifest.is_dir() else 'table'} {manifest.name}",
+            # the table as it is now, which a run does not keep
             "split": split_identity(manifest, split) if manifest.exists() else None,
-            "settings": {name: config[name] for name in _SETTINGS if config.get(name) is not None},
+            "settings": _settings(config),
         }
         facts |= _validated(Path(run)) if report is None else _reported(Path(report))
         return cls(**{**facts, **given})
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that its card lists; where steps are given, epochs were not read."""
+    found = {name: config[name] for name in _SETTINGS if config.get(name) is not None}
+    found["init"] = _start(config.get("init") or {})
+    if "steps" in found:
+        found.pop("epochs", None)
+    return found
+
+
+def _start(init: Mapping[str, str | None]) -> str:
+    """What a run started from, without the folders of the machine it ran on."""
+    named = [f"{part} {source if _is_id(source) else Path(source).name}" for part, source in init.items() if source]
+    return " and ".join(named) or "random weights"
+
+
+def _is_id(source: str) -> bool:
+    return not source.startswith("/") and source.count("/") <= 1 and not Path(source).exists()
 
 
 def split_identity(manifest: str | Path, split: str | None = None) -> str:
@@ -196,8 +217,6 @@ model.similarity(pixels, ["There is pneumonia", "There is no pneumonia"])  # raw
 | split | {_cell(facts.split)} |
 | settings | {_cell(settings or None)} |
 
-The split is that of the table as it lay there when this card was written.
-
 ## Figures
 
 {measured}
@@ -208,12 +227,11 @@ Research on zero-shot classification, retrieval and grounding with adult frontal
 
 ## Limits
 
-- Scores are raw logits, comparable between images for one text; they are no probabilities and have no threshold of
-  their own.
+- Scores are raw logits, comparable between images for one text; they are no probabilities and have no threshold.
 - Lateral views, children, other modalities and findings that the training texts do not name were not looked at, unless
   the figures above say so.
-- Negation, laterality and the wording of a prompt can be ignored by such models; `carzero evaluate --negation
-  --laterality --wording` measures it.
+- Such models can ignore negation, laterality and wording; `carzero evaluate --negation --laterality --wording`
+  measures it.
 - Attention maps show where the decoder looked; they are not segmentations.
 {limits}
 ## Licence

@@ -127,7 +127,11 @@ def test_the_opset_is_the_stated_one_and_nothing_foreign_is_in_it(folder):
         onnx.checker.check_model(model)
         assert [(o.domain, o.version) for o in model.opset_import if o.domain == ""] == [("", exporting.OPSET)]
         assert {node.domain for node in model.graph.node} == {""}
-    assert json.loads((folder / "export.json").read_text())["opset"] == exporting.OPSET
+    described = json.loads((folder / "export.json").read_text())
+    assert described["opset"] == exporting.OPSET
+    assert described["tensors"]["image_memory"] == "float32 [images, 17, 32]"
+    named = {name for part in described["parts"].values() for name in (*part["inputs"], *part["outputs"])}
+    assert named == set(described["tensors"])
 
 
 def test_a_file_that_differs_is_an_error(small, tmp_path, monkeypatch):

@@ -55,7 +55,15 @@ def run(tmp_path) -> Path:
     (tmp_path / "pairs.csv").write_text(MANIFEST)
     folder = tmp_path / "run"
     folder.mkdir()
-    config = {"manifest": str(tmp_path / "pairs.csv"), "split": "train", "steps": 7, "seed": 3, "batch_size": 64}
+    config = {
+        "manifest": str(tmp_path / "pairs.csv"),
+        "split": "train",
+        "steps": 7,
+        "epochs": 15,
+        "seed": 3,
+        "batch_size": 64,
+    }
+    config["init"] = {"weights": None, "image": str(tmp_path / "private" / "vit.ckpt"), "text": "org/bert"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "validation.csv").write_text("step,effusion,macro\n5,0.5,0.5\n1000,0.75,0.8125\n")
     return folder
@@ -80,16 +88,16 @@ def test_pushed_model_comes_back_equal(model, hub, run, pixels, texts):
 
 
 def test_card_says_what_the_run_recorded(model, run):
-    card = model_card(model, CardFacts.of_run(run, limits=["- no: Tested on drawn images only."]))
+    card = model_card(model, CardFacts.of_run(run, limits=["Tested on drawn images only."]))
     digest = hashlib.sha256(b"1.png\n2.png\n").hexdigest()
     assert f"2 rows of split 'train'; SHA-256 of the sorted names {digest}" in card
     assert "the table pairs.csv" in card
     assert str(run.parent) not in card
-    assert "steps 7, batch_size 64, seed 3" in card
+    assert "init image vit.ckpt and text org/bert, steps 7, batch_size 64, seed 3" in card
     assert "| zero-shot AUROC, macro | 0.812 |" in card
     assert "at step 1,000" in card
     assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
-    assert "Tested on drawn images only." in card
+    assert "\n- Tested on drawn images only.\n" in card
     assert "Not a medical device" in card
 
 
@@ -104,9 +112,10 @@ def test_card_of_a_model_that_nothing_is_known_of(model):
 
 def test_card_of_an_evaluation(model, run, tmp_path):
     report = {
-        "title": "Open-i", "macro_auroc": 0.8, "macro_auroc_ci": [0.7, 0.9], "accuracy": None,
-        "accuracy_ci": [None, None], "micro_auroc": 0.5, "micro_auroc_ci": [None, None],
-        "intervals": {"level": 0.95}, "n_images": 1234, "n_patients": None,
+        "title": "Open-i", "macro_auroc": 0.8, "macro_auroc_ci": [0.7, 0.9],
+        "accuracy": None, "accuracy_ci": [None, None],
+        "micro_auroc": 0.5, "micro_auroc_ci": [None, None], "intervals": {"level": 0.95}, "n_images": 1234,
+        "n_patients": None,
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(report))
     facts = CardFacts.of_run(run, report=tmp_path)
