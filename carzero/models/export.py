@@ -140,12 +140,18 @@ def _write(program: torch.export.ExportedProgram, part: Any, path: Path) -> Call
         torch.export.save(program, path)
         loaded = torch.export.load(path).module()
         return lambda *inputs: _tuple(loaded(*inputs))
-    names = {"input_names": list(part.inputs), "output_names": list(part.outputs)}
     with warnings.catch_warnings():
         # of torch's own code
         warnings.simplefilter("ignore", FutureWarning)
         torch.onnx.export(
-            program, f=path, dynamo=True, opset_version=OPSET, external_data=False, verbose=False, **names
+            program,
+            f=path,
+            input_names=part.inputs,
+            output_names=part.outputs,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
         )
     import onnxruntime
 

@@ -32,7 +32,8 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """float ``[B, 3, S, S]`` to memory ``[B, 1 + patches, D]`` and query ``[B, D]``."""
-        images = encoded_images(*self.encoder(pixels), self.rows)
+        query, local = self.encoder(pixels)
+        images = encoded_images(query, local, self.rows)
         return images.memory, images.query
 
 
