@@ -188,9 +188,11 @@ def grounding() -> tuple[int, str, list[str]]:
             )
     parts += [say(414, 222, "patches", anchor="middle"), arrow(472, 125, 484, 125), chest(490, 64, 98, 122)]
     parts += [glow(560, 152, 22), say(539, 222, "map", anchor="middle")]
-    parts.append(say(20, 258, "The prompt's attention to the patches, averaged, goes back over the original:"))
+    parts.append(say(20, 258, "The prompt's attention to the patches, averaged, goes over the original:"))
     parts.append(say(20, 278, "resizing, padding and cropping are undone."))
-    return 294, "How attention becomes a map over the original image", parts
+    # no air above the first row
+    parts = ['<g transform="translate(0 -28)">', *parts, "</g>"]
+    return 266, "How attention becomes a map over the original image", parts
 
 
 def evaluation() -> tuple[int, str, list[str]]:
