@@ -1,9 +1,12 @@
 // The operators of torch.ops.carzero_native, through torch's stable ABI: checks the tensors of a call and hands their
 // pointers to the kernels. The only source of libcarzero_cpu.so that sees torch.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -221,9 +224,23 @@ std::vector<int64_t> output_shape(const Call& call) {
   return shape;
 }
 
+// torch::stable::empty and zero_ look their operators up by name, which the tens of small tensors of a backward call feel.
+Tensor empty(Shape shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+  using torch::stable::detail::from, torch::stable::detail::to;
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                                  to<int32_t>(from(type)), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
 Tensor zeros(Shape shape, ScalarType type) {
-  Tensor out = torch::stable::empty(shape, type);
-  return torch::stable::zero_(out);
+  Tensor out = empty(shape, type);
+  constexpr int64_t few = 1 << 15;  // larger ones are worth torch's threads
+  if (out.numel() > few) return torch::stable::zero_(out);
+  if (out.numel() > 0) std::memset(out.mutable_data_ptr(), 0, static_cast<size_t>(out.numel()) * out.element_size());
+  return out;
 }
 
 Tensor forward(const Tensor& memory, bool projected, const Tensor& queries, const OptionalTensor& row_count,
@@ -233,7 +250,7 @@ Tensor forward(const Tensor& memory, bool projected, const Tensor& queries, cons
   const Call call =
       call_of({"carzero_native::pair_forward", memory, projected, queries, row_count, pairs, params, packed, heads, eps,
                dropout_p, seed, direction, memory_offset, query_offset, tile_pairs, simr});
-  Tensor out = torch::stable::empty(output_shape(call), ScalarType::Float);
+  Tensor out = empty(output_shape(call), ScalarType::Float);
   pair_forward(call, out.mutable_data_ptr<float>());
   return out;
 }
@@ -252,7 +269,7 @@ Tensors backward(const Tensor& grad, const Tensor& memory, bool projected, const
   check_shape(function, "the gradient", grad, output_shape(call));
   Gradients gradients;
   Tensors out{zeros(memory.sizes(), memory.scalar_type()),
-              torch::stable::empty(queries.sizes(), queries.scalar_type())};
+              empty(queries.sizes(), queries.scalar_type())};
   gradients.memory = out[0].mutable_data_ptr();
   gradients.queries = out[1].mutable_data_ptr();
   // sums are kept in float32 and rounded once
@@ -299,8 +316,8 @@ Tensor pack(const Tensors& params, int64_t heads, ScalarType compute) {
   const Operand operand = native_operand(dtype_of(function, "compute", compute) == Dtype::bf16);
   std::vector<Array> arrays;
   for (const Tensor& t : params) arrays.push_back(array_of(function, "a parameter", t));
-  const auto bytes = static_cast<int64_t>(packed_weights_bytes(dims, operand, {true}));
-  Tensor blob = torch::stable::empty({bytes}, ScalarType::Byte);
+  const std::vector<int64_t> bytes{static_cast<int64_t>(packed_weights_bytes(dims, operand, {true}))};
+  Tensor blob = empty(bytes, ScalarType::Byte);
   pack_weights(arrays, dims, operand, {true}, static_cast<int>(torch::stable::get_num_threads()), blob.mutable_data_ptr());
   return blob;
 }
