@@ -133,6 +133,6 @@ $(BUILT): $(STAMP)-torch pyproject.toml $(NATIVE)
 	  export CARZERO_NATIVE=0
 	fi
 	$(if $(filter pyproject.toml %stamp-torch,$?),$(PIP) install -c $(VENV)/constraints.txt $(BUILD_REQUIREMENTS))
-	$(PIP) install --no-build-isolation -c $(VENV)/constraints.txt $(if $(filter pyproject.toml %stamp-torch,$?),,--no-deps) -e ".[train,shards,evaluate,dicom,prompts,export,docs,dev]"
+	$(PIP) install --no-build-isolation -c $(VENV)/constraints.txt $(if $(filter pyproject.toml %stamp-torch,$?),,--no-deps) -e ".[train,shards,evaluate,dicom,prompts,export,app,docs,dev]"
 	rm -f $(STAMP)-carzero-*
 	touch $@

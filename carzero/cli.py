@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "carzero.train.data_command",
         "check a manifest before a run, make one from a data set's files, or write shards",
     ),
+    "app": ("carzero.app.command", "a page in the browser: scores and maps of a radiograph, on this machine"),
     "convert": ("carzero.models.convert", "turn a published checkpoint into a carzero model folder"),
     "export": ("carzero.models.export_command", "write a model as ONNX files and torch.export programs"),
 }

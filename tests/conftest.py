@@ -14,7 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-#: Comma-separated names (cpp, triton, cuda, data): a skip whose reason names one of them is a failure.
+#: Comma-separated names (cpp, triton, cuda, data, browser): a skip whose reason names one of them is a failure.
 REQUIRED = tuple(name for name in os.environ.get("CARZERO_REQUIRE", "").split(",") if name)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     "timm", "torchvision", "transformers", "tokenizers", "safetensors", "huggingface_hub", "cv2", "PIL", "pandas",
     "rich", "accelerate", "pyarrow", "jsonargparse", "matplotlib", "jinja2", "sklearn", "scipy", "pydicom", "gdcm",
-    "spacy", "negspacy", "openai", "pydantic", "onnx", "onnxruntime", "onnxscript",
+    "spacy", "negspacy", "openai", "pydantic", "onnx", "onnxruntime", "onnxscript", "gradio",
 )  # fmt: skip
 
 
