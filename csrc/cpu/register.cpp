@@ -69,7 +69,7 @@ Array array_of(const char* function, const char* name, const Tensor& t) {
 }
 
 void check_shape(const char* function, const std::string& name, const Tensor& t, Shape shape) {
-  CARZERO_CHECK(t.sizes() == shape, function, ": ", name, " must have shape ", shape, ", got ", t.sizes(), ".");
+  CARZERO_CHECK(std::ranges::equal(t.sizes(), shape), function, ": ", name, " must have shape ", shape, ", got ", t.sizes(), ".");
 }
 
 // Sizes that the parameters' shapes tell: D, F, L and the head.
