@@ -81,7 +81,7 @@ def finding(reading: Reading, number: int) -> str:
 
 def scores_only(reading: Reading, number: int) -> str:
     """`finding` for a model that has no maps."""
-    view = {"answer": reading.answers[number], "ceiling": None, "layers": []}
+    view: dict[str, Any] = {"answer": reading.answers[number], "ceiling": None, "layers": []}
     return _render("picture", **_shot(reading.radiograph), view=view)
 
 
