@@ -59,8 +59,8 @@ class Reader:
         while True:
             try:
                 batch = next(self._batches, None)
-            except RuntimeError as error:
-                if not self.workers or "DataLoader worker" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                if not self.workers or not _of_a_dead_process(error):
                     raise
                 if self._failed_at == self.step:
                     raise UserError(self._sentence()) from None
@@ -111,3 +111,13 @@ class Reader:
             f"file or the memory ran out. The step reads {len(paths)} images, the first {paths[0]}; "
             "`carzero data check` finds files that cannot be read, fewer workers need less memory."
         )
+
+
+def _of_a_dead_process(error: Exception) -> bool:
+    """Whether a loader's error says that a reading process ended, and not what it raised while it read.
+
+    A process that ends while it hands over a batch leaves an error of the pipe between the two.
+    """
+    if str(error).startswith("Caught "):
+        return False
+    return not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)

@@ -26,6 +26,7 @@ from carzero.train.engine import Engine
 from carzero.train.loop import train
 from carzero.train.options import to_yaml
 from carzero.train.ranks import Ranks
+from carzero.train.reader import Reader
 
 PROGRAM = Path(__file__).with_name("killed_program.py")
 
@@ -217,3 +218,33 @@ def test_float16_skips_a_step_whose_scale_was_too_large_but_not_for_ever(short: 
     assert not engine.skips(1.0, 2.0)
     with pytest.raises(UserError, match="float16 scales the loss, which needs a CUDA device, got device cpu"):
         Engine(dataclasses.replace(short, precision="float16"))
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset"), EOFError(), FileNotFoundError(2, "no socket"), RuntimeError("x")]
+)
+def test_a_reader_that_dies_while_it_hands_over_a_batch_is_replaced(
+    error: Exception, short: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pipe to a dead process raises is as good as its death; what is of neither kind is passed on."""
+    original = Reader._start
+
+    def start(self: Reader, *, careful: bool = False):
+        batches = original(self, careful=careful)
+        if careful:
+            return batches
+
+        def broken():
+            yield next(batches)
+            raise error
+
+        return broken()
+
+    whole = train(dataclasses.replace(short, out=f"{short.out}-whole"), quiet=True).losses
+    monkeypatch.setattr(Reader, "_start", start)
+    reading = dataclasses.replace(short, workers=1)
+    if type(error) is RuntimeError:
+        with pytest.raises(RuntimeError, match="x"):
+            train(reading, quiet=True)
+    else:
+        assert train(reading, quiet=True).losses == whole
