@@ -249,13 +249,13 @@ def push(
     model: CARZero,
     repo: str,
     *,
-    facts: CardFacts | None = None,
-    private: bool = True,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    message: str = "Upload a carzero model",
+    facts: CardFacts | None,
+    private: bool,
+    token: str | bool | None,
+    revision: str | None,
+    message: str,
 ) -> str:
-    """See `CARZero.push_to_hub`."""
+    """See `CARZero.push_to_hub`, which has the defaults."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
