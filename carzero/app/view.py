@@ -10,6 +10,7 @@ import jinja2
 from carzero.app.asking import write_findings
 from carzero.app.pictures import common_ceiling, layer_url, radiograph_url, shown_size
 from carzero.app.radiograph import MAX_BYTES
+from carzero.templates import templates
 
 if TYPE_CHECKING:
     from carzero.app.desk import Desk, Reading
@@ -97,13 +98,7 @@ def _render(name: str, **context: Any) -> str:
 
 @lru_cache(maxsize=1)
 def _templates() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carzero.app", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("carzero.app")
     environment.filters["percent"] = lambda share: f"{100 * share:.0f}"
     # a true minus sign
     environment.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "−")

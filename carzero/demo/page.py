@@ -9,22 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
+
+from carzero.templates import templates
 
 NOT_A_DEVICE = "This is not a medical device: nothing here may be used for a diagnosis."
 
 
 def write_page(path: Path, context: dict[str, Any]) -> None:
     """Render ``page.html`` to `path`: autoescaped; a name that the template knows and the context lacks is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carzero.demo", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("carzero.demo")
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(environment.get_template("page.html").render(context), encoding="utf-8")
     os.replace(partial, path)

@@ -7,13 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from carzero.errors import UserError
 from carzero.evaluate.bootstrap import Interval
 from carzero.evaluate.curves import draw_curves
 from carzero.evaluate.report import NOT_A_DEVICE, Report, show
 from carzero.evaluate.tables import Sample
+from carzero.templates import templates
 
 #: Classes whose curves are drawn: those with the most positives.
 DRAWN = 18
@@ -28,10 +27,7 @@ def write_page(report: Report, sample: Sample, path: Path, *, images: str) -> No
         path: file to write.
         images: a sentence that says whether the images are drawn or real.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carzero.evaluate", "."), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = templates("carzero.evaluate")
     text = environment.get_template("page.html").render(_context(report, sample, images))
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
+from carzero.templates import templates
 from carzero.train.config import TrainConfig
 from carzero.train.folder import versions
 from carzero.train.options import to_yaml
@@ -59,9 +59,7 @@ def write_summary(
         "config": to_yaml(config),
         "versions": versions(),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carzero.train", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    environment = templates("carzero.train")
     page, partial = out / "summary.html", out / ".summary.partial"
     partial.write_text(environment.get_template("summary.html").render(context), encoding="utf-8")
     os.replace(partial, page)
