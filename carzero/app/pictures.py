@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from carzero.zeroshot.explain import coloured
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -34,10 +36,9 @@ def layer_url(explanation: Explanation, ceiling: float) -> str:
     values = cv2.resize(
         explanation.on_image(), shown_size(*explanation.image.shape), interpolation=cv2.INTER_AREA
     )  # fmt: skip
-    strength = np.clip(values / ceiling, 0, 1)
-    colour = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    alpha = np.rint(255 * 0.65 * strength).astype(np.uint8)
-    return _url("png", cv2.imencode(".png", np.dstack([colour, alpha]))[1])
+    colour, opacity = coloured(values, ceiling)
+    alpha = np.rint(255 * opacity).astype(np.uint8)
+    return _url("png", cv2.imencode(".png", np.dstack([colour[..., ::-1], alpha]))[1])
 
 
 def overlay_png(explanation: Explanation, ceiling: float) -> bytes:

@@ -112,9 +112,8 @@ class Explanation:
             ceiling: value of `relative` shown at full strength; the map's own maximum if None.
             smooth: as in `on_image`.
         """
-        strength = np.clip(self.on_image(smooth=smooth) / (ceiling or float(self.relative.max())), 0, 1)
-        colour = cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-        alpha = 0.65 * strength[..., None]
+        colour, opacity = coloured(self.on_image(smooth=smooth), ceiling or float(self.relative.max()))
+        alpha = opacity[..., None]
         return ((1 - alpha) * self.image[..., None] + alpha * colour).round().astype(np.uint8)
 
     def save(
@@ -245,6 +244,12 @@ def explain_prompts(
 ) -> list[Explanation]:
     """Attention maps of several prompts on one image; see `Explainer`, which many images should share."""
     return Explainer(model, prompts, layers=layers, heads=heads)(image)
+
+
+def coloured(values: NDArray, ceiling: float) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    """Attention as colour, RGB ``[height, width, 3]``, and its opacity, 0 to 0.65 where values reach the ceiling."""
+    strength = np.clip(values / ceiling, 0, 1)
+    return cv2.applyColorMap((255 * strength).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1], 0.65 * strength  # type: ignore[return-value]
 
 
 def _chosen(what: str, asked: Sequence[int] | None, count: int) -> list[int]:
