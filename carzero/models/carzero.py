@@ -301,7 +301,7 @@ class CARZero(nn.Module):
 
         Args:
             repo: ``"org/name"``; made where absent. Its card is replaced.
-            facts: what the card says of training, figures and licence; `carzero.models.hub.CardFacts.of_run` reads them
+            facts: what the card says of training, figures and licence; `carzero.train.card.card_facts` reads them
                 from a run.
             private: of a repository that is made now. Weights can give away training data, so sharing is a decision.
             token: None is the one of ``hf auth login``.

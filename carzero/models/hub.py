@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +15,6 @@ if TYPE_CHECKING:
 
 #: What the card says of a fact that nothing records.
 UNKNOWN = "not recorded"
-
-# settings of a run that a reader of its card asks for
-_SETTINGS = (
-    "init", "epochs", "steps", "batch_size", "optimizer", "learning_rate", "weight_decay", "text", "positives",
-    "augment", "flip", "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,111 +38,6 @@ class CardFacts:
     figures: Mapping[str, str] = field(default_factory=dict)
     measured_on: str | None = None
     limits: Sequence[str] = ()
-
-    @classmethod
-    def of_run(cls, run: str | Path, *, report: str | Path | None = None, **given: Any) -> CardFacts:
-        """What a run of ``carzero train`` and a report of ``carzero evaluate`` record.
-
-        Args:
-            run: the run's folder: ``config.yaml``, and ``validation.csv`` where no report is given. The manifest is
-                read once more where it still lies where the run read it; of its path only the last part is kept.
-            report: folder with the report's ``metrics.json``.
-            given: fields to set otherwise.
-
-        Raises:
-            UserError: there is no run or report, or it cannot be read.
-        """
-        import yaml
-
-        path = Path(run) / "config.yaml"
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            manifest, split = Path(config["manifest"]), config.get("split")
-        except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-            raise UserError(f"CardFacts: {run} is no folder of a run: {path} cannot be read ({error}).") from error
-        facts: dict[str, Any] = {
-            "training_data": f"the {'shards' if manifest.is_dir() else 'table'} {manifest.name}",
-            # the table as it is now, which a run does not keep
-            "split": split_identity(manifest, split) if manifest.exists() else None,
-            "settings": _settings(config),
-        }
-        facts |= _validated(Path(run)) if report is None else _reported(Path(report))
-        return cls(**{**facts, **given})
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that its card lists; where steps are given, epochs were not read."""
-    found = {name: config[name] for name in _SETTINGS if config.get(name) is not None}
-    found["init"] = _start(config.get("init") or {})
-    if "steps" in found:
-        found.pop("epochs", None)
-    return found
-
-
-def _start(init: Mapping[str, str | None]) -> str:
-    """What a run started from, without the folders of the machine it ran on."""
-    named = [f"{part} {source if _is_id(source) else Path(source).name}" for part, source in init.items() if source]
-    return " and ".join(named) or "random weights"
-
-
-def _is_id(source: str) -> bool:
-    return not source.startswith("/") and source.count("/") <= 1 and not Path(source).exists()
-
-
-def split_identity(manifest: str | Path, split: str | None = None) -> str:
-    """How many rows a manifest's split has, and a digest of their images: equal for equal lists, whatever the order.
-
-    Equal to SHA-256 of the sorted column `image` (file names, not paths), a line each. A folder of shards holds its
-    manifest as ``pairs.parquet``.
-
-    Raises:
-        UserError: the table cannot be read, or has no column image (or split, where one is named).
-    """
-    import pandas as pd
-
-    manifest = Path(manifest)
-    manifest = manifest / "pairs.parquet" if manifest.is_dir() else manifest
-    try:
-        table = pd.read_parquet(manifest) if manifest.suffix == ".parquet" else pd.read_csv(manifest, dtype=str)
-    except (OSError, ValueError) as error:
-        raise UserError(f"split_identity: {manifest} cannot be read ({error}).") from error
-    needed = {"image"} if split is None else {"image", "split"}
-    if needed - set(table.columns):
-        raise UserError(f"split_identity: {manifest} has no column {', '.join(sorted(needed - set(table.columns)))}.")
-    if split is not None:
-        table = table[table["split"] == split]
-    names = sorted(Path(str(image)).name for image in table["image"])
-    digest = hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
-    return f"{len(names):,} rows{'' if split is None else f' of split {split!r}'}; SHA-256 of the sorted names {digest}"
-
-
-def _validated(run: Path) -> dict[str, Any]:
-    import pandas as pd
-
-    path = run / "validation.csv"
-    if not path.is_file():
-        return {}
-    last = pd.read_csv(path).iloc[-1]
-    figures = {f"zero-shot AUROC, {name}": f"{value:.3f}" for name, value in last.drop("step").items()}
-    return {"figures": figures, "measured_on": f"the run's own validation set, at step {int(last['step']):,}"}
-
-
-def _reported(report: Path) -> dict[str, Any]:
-    path = report / "metrics.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        means = {name: (found[name], found[f"{name}_ci"]) for name in found if f"{name}_ci" in found}
-        level = found["intervals"]["level"]
-        images, patients, title = found["n_images"], found["n_patients"], found["title"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"CardFacts: {report} is no report of carzero evaluate: {path} ({error}).") from error
-    figures = {
-        name.replace("_", " "): f"{value:.3f} ({low:.3f} to {high:.3f})" if low is not None else f"{value:.3f}"
-        for name, (value, (low, high)) in means.items()
-        if value is not None
-    }
-    of = "patients not named" if patients is None else f"{patients:,} patients"
-    return {"figures": figures, "measured_on": f"{title}: {images:,} images, {of}; brackets are {level:.0%} intervals"}
 
 
 def model_card(model: CARZero, facts: CardFacts | None = None, *, repo: str = "ORG/NAME") -> str:

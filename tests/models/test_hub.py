@@ -1,4 +1,4 @@
-"""Model cards and the upload, against a hub of our own; `transformers.AutoModel`."""
+"""Model cards, the facts of a run, and the upload, against a hub of our own; `transformers.AutoModel`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import yaml
 import carzero
 from carzero import CARZero
 from carzero.errors import UserError
-from carzero.models.hub import CardFacts, model_card, split_identity
+from carzero.models.hub import CardFacts, model_card
+from carzero.train.card import card_facts, split_identity
 
 MANIFEST = "image,text,split\na/2.png,There is effusion,train\nb/1.png,Clear lungs,train\nc/3.png,Clear,test\n"
 
@@ -75,7 +76,7 @@ def front(card: str) -> dict:
 
 
 def test_pushed_model_comes_back_equal(model, hub, run, pixels, texts):
-    facts = CardFacts.of_run(run, licence="cc-by-4.0")
+    facts = card_facts(run, licence="cc-by-4.0")
     assert model.push_to_hub("org/chest", facts=facts, token="t", message="first") == "hub://org/chest/first"
     assert json.loads((hub / "private.json").read_text()) == ["org/chest", True, "t"]
     files = {p.name for p in (hub / "org" / "chest").iterdir()}
@@ -88,7 +89,7 @@ def test_pushed_model_comes_back_equal(model, hub, run, pixels, texts):
 
 
 def test_card_says_what_the_run_recorded(model, run):
-    card = model_card(model, CardFacts.of_run(run, limits=["Tested on drawn images only."]))
+    card = model_card(model, card_facts(run, limits=["Tested on drawn images only."]))
     digest = hashlib.sha256(b"1.png\n2.png\n").hexdigest()
     assert f"2 rows of split 'train'; SHA-256 of the sorted names {digest}" in card
     assert "the table pairs.csv" in card
@@ -118,12 +119,12 @@ def test_card_of_an_evaluation(model, run, tmp_path):
         "n_patients": None,
     }  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(report))
-    facts = CardFacts.of_run(run, report=tmp_path)
+    facts = card_facts(run, report=tmp_path)
     assert facts.figures == {"macro auroc": "0.800 (0.700 to 0.900)", "micro auroc": "0.500"}
     assert facts.measured_on == "Open-i: 1,234 images, patients not named; brackets are 95% intervals"
     assert "| macro auroc | 0.800 (0.700 to 0.900) |" in model_card(model, facts)
     with pytest.raises(UserError, match="is no report of carzero evaluate"):
-        CardFacts.of_run(run, report=run)
+        card_facts(run, report=run)
 
 
 def test_split_identity_follows_the_images_alone(tmp_path):
@@ -138,15 +139,17 @@ def test_split_identity_follows_the_images_alone(tmp_path):
     (tmp_path / "c.csv").write_text("image,text\nx,y\n")
     with pytest.raises(UserError, match="no column split"):
         split_identity(tmp_path / "c.csv", "train")
+    with pytest.raises(UserError, match="no row of split 'valid'; it has test, train"):
+        split_identity(tmp_path / "a.csv", "valid")
 
 
 def test_a_manifest_that_is_gone_is_not_recorded(model, run):
     (run.parent / "pairs.csv").unlink()
-    facts = CardFacts.of_run(run)
+    facts = card_facts(run)
     assert facts.split is None
     assert "| split | not recorded |" in model_card(model, facts)
     with pytest.raises(UserError, match="is no folder of a run"):
-        CardFacts.of_run(run.parent)
+        card_facts(run.parent)
 
 
 def test_push_refuses_what_nobody_could_use(model, hub):
