@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).resolve().parents[1] / "kernels" / "table.json"
-FIELDS = ("block", "warps", "stages", "halves", "flatten")
+FIELDS = ("block", "warps", "stages", "halves", "flatten", "drawn_once")
 NEAR = 0.02
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .philox import counter_word, kept_bits
+from .philox import counter_word, drawn_once, kept_bits
 
 #: Softmax runs in powers of two: log2(e) is folded into the scale.
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -194,16 +194,6 @@ def drawn_bits(seed, layer, direction, head, memory, query, block, threshold, BL
     word = counter_word(0, layer, direction, head)
     blocks = block + tl.arange(0, BLOCKS)
     return kept_bits(seed, word, memory, query[:, None], blocks[None, :], threshold)
-
-
-@triton.jit
-def drawn_once(bits):
-    """`bits` themselves, as a sum with zeros over a leading axis, through which the compiler moves no layout.
-
-    Without it the generator is moved behind the conversion to the scores' layout, where four threads hold each
-    element and all of them draw it: 497 high multiplications instead of 138 for 64 x 128 on sm_90, and spills.
-    """
-    return tl.sum(tl.permute(tl.join(bits, tl.zeros_like(bits)), (2, 0, 1)), 0)
 
 
 @triton.jit

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .philox import kept_bits, spread_bits
+from .philox import drawn_once, kept_bits, spread_bits
 
 
 class State(NamedTuple):
@@ -73,12 +73,17 @@ def pair_indices(row, ok, memory_index, query_index, queries, query_stride):
 @triton.jit
 def drop(
     value, row, row_ok, column, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DRAWN_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """`value` ``[ROWS, COLUMNS]``, whose first column is `column`, a multiple of 8, under its dropout mask."""
+    """`value` ``[ROWS, COLUMNS]``, whose first column is `column`, a multiple of 8, under its dropout mask.
+
+    DRAWN_ONCE: for products of HMMA and HGMMA, of whose layout four threads share eight columns.
+    """
     memory, query = pair_indices(row, row_ok, memory_index, query_index, queries, query_stride)
     block = column // 8 + tl.arange(0, COLUMNS // 8)
     bits = kept_bits(tl.load(seed), word, memory[:, None], query[:, None], block[None, :], threshold)
+    if DRAWN_ONCE:
+        bits = drawn_once(bits)
     return tl.where(spread_bits(bits, ROWS, COLUMNS // 8), value * scale, 0.0)
 
 
@@ -89,7 +94,7 @@ def finish(
     seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
     K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES_IN: tl.constexpr,
     WIDTH_IN: tl.constexpr, NORM: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, GATE: tl.constexpr,
-    DROPOUT: tl.constexpr, RESIDUAL: tl.constexpr, EMIT: tl.constexpr,
+    DROPOUT: tl.constexpr, DRAWN_ONCE: tl.constexpr, RESIDUAL: tl.constexpr, EMIT: tl.constexpr,
 ):  # fmt: skip
     """The epilogue of column tile `tile` of the float32 products `acc` ``[ROWS, COLUMNS]``.
 
@@ -118,7 +123,7 @@ def finish(
     if DROPOUT:
         value = drop(
             value, row, row_ok, column, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-            ROWS, COLUMNS,
+            ROWS, COLUMNS, DRAWN_ONCE,
         )  # fmt: skip
     if RESIDUAL:
         source = row % state_rows

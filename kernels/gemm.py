@@ -29,7 +29,7 @@ def gemm(
     K: tl.constexpr, N: tl.constexpr, TILES_IN: tl.constexpr, WIDTH_IN: tl.constexpr, NORM: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, GATE: tl.constexpr, DROPOUT: tl.constexpr, RESIDUAL: tl.constexpr,
     EMIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HALVES: tl.constexpr,
-    FLATTEN: tl.constexpr,
+    FLATTEN: tl.constexpr, DRAWN_ONCE: tl.constexpr,
 ):  # fmt: skip
     """``finish(a [rows, K] @ b [K, N])``: each program takes every `num_programs`-th tile.
 
@@ -64,20 +64,20 @@ def gemm(
                 left, row, 2 * tile, rows,
                 out, bias, column_sum, partial, gate, gate_scale, t, shift, t_out, x_out, shift_out, partial_out,
                 state_rows, eps, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-                K, N, BM, BN // 2, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, RESIDUAL, EMIT,
+                K, N, BM, BN // 2, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, DRAWN_ONCE, RESIDUAL, EMIT,
             )  # fmt: skip
             finish(
                 right, row, 2 * tile + 1, rows,
                 out, bias, column_sum, partial, gate, gate_scale, t, shift, t_out, x_out, shift_out, partial_out,
                 state_rows, eps, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-                K, N, BM, BN // 2, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, RESIDUAL, EMIT,
+                K, N, BM, BN // 2, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, DRAWN_ONCE, RESIDUAL, EMIT,
             )  # fmt: skip
         else:
             finish(
                 acc, row, tile, rows,
                 out, bias, column_sum, partial, gate, gate_scale, t, shift, t_out, x_out, shift_out, partial_out,
                 state_rows, eps, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-                K, N, BM, BN, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, RESIDUAL, EMIT,
+                K, N, BM, BN, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, DRAWN_ONCE, RESIDUAL, EMIT,
             )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def finish_product(
             acc, row, 0, rows,
             out, bias, column_sum, partial, gate, gate_scale, t, shift, t_out, x_out, shift_out, partial_out,
             state_rows, eps, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-            K, N, BM, BN, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, RESIDUAL, EMIT,
+            K, N, BM, BN, TILES_IN, WIDTH_IN, NORM, BIAS, RELU, GATE, DROPOUT, False, RESIDUAL, EMIT,
         )  # fmt: skip
 
 
@@ -195,6 +195,7 @@ def _multiply(a: Tensor, weight: Tensor, arguments: dict[str, Any], choice: Choi
     product = {
         "a": a, "b": weight, "rows": rows, "depth": k, "a_stride": a.stride(0), "b_n": weight.stride(0),
         "b_k": weight.stride(1), "BM": bm, "BN": bn, "BK": bk, "HALVES": choice.halves, "FLATTEN": choice.flatten,
+        "DRAWN_ONCE": choice.drawn_once,
     }  # fmt: skip
     launch(gemm, (grid,), product | arguments, num_warps=choice.warps, num_stages=choice.stages)
 

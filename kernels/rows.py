@@ -43,7 +43,7 @@ def norm_rows(
         if DROPOUT:
             y = drop(
                 y, row, row_ok, 0, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-                ROWS, COLUMNS,
+                ROWS, COLUMNS, False,
             )  # fmt: skip
         if OUT:
             tl.store(out + place, y.to(out.dtype.element_ty), mask=row_ok[:, None] & col_ok[None, :])
@@ -76,7 +76,7 @@ def norm_rows_backward(
         if DROPOUT_IN:
             grad = drop(
                 grad, row, row_ok, 0, seed, memory_index, query_index, word, threshold, scale, queries, query_stride,
-                ROWS, COLUMNS,
+                ROWS, COLUMNS, False,
             )  # fmt: skip
         away = tl.where(col_ok[None, :], value - (tl.sum(value, 1) / D)[:, None], 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(away * away, 1) / D + eps)
@@ -96,7 +96,7 @@ def norm_rows_backward(
             if DROPOUT_OUT:
                 dx = drop(
                     dx, row, row_ok, 0, seed, memory_index, query_index, word_out, threshold, scale, queries,
-                    query_stride, ROWS, COLUMNS,
+                    query_stride, ROWS, COLUMNS, False,
                 )  # fmt: skip
             tl.store(g_out + place, dx.to(g_out.dtype.element_ty), mask=ok)
     # a program's own place: what it adds there from call to call is in the order of the calls

@@ -31,6 +31,7 @@ class Choice:
         block: rows, columns and depth of a Triton tile, also where cuBLAS was chosen.
         halves: whether the epilogue runs on one half of a tile's columns after the other, in fewer registers.
         flatten: whether a program's tiles are one loop to the compiler, which then loads the next during an epilogue.
+        drawn_once: whether one thread draws what elements of several threads need, see `philox.drawn_once`.
         reason: where the choice comes from.
     """
 
@@ -40,6 +41,7 @@ class Choice:
     stages: int
     halves: bool
     flatten: bool
+    drawn_once: bool
     reason: str
 
     @property
@@ -73,12 +75,14 @@ class Row:
     stages: int
     halves: bool
     flatten: bool
+    drawn_once: bool
     source: str
 
     def choice(self) -> Choice:
         where = f"{self.device}, {self.bits} bits, {self.role} {self.k or 'any'}x{self.n or 'any'}"
         reason = f"{self.by}: {where}: {self.source}"
-        return Choice(self.by, self.block, self.warps, self.stages, self.halves, self.flatten, reason)
+        tile = (self.block, self.warps, self.stages, self.halves, self.flatten, self.drawn_once)
+        return Choice(self.by, *tile, reason)
 
 
 @functools.cache

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-PATH = Path(__file__).resolve().parents[1] / "benchmarks" / "similarity_study.py"
-SPEC = importlib.util.spec_from_file_location("similarity_study", PATH)
-study = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(study)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import similarity_study as study
 
 
 def record(seeds: int = 3) -> dict:

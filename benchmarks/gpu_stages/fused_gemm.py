@@ -57,7 +57,7 @@ def measure(suite: Suite, role: str, k: int, n: int, dropout: bool) -> dict[str,
     fused, plain = problem(role, k, n, dropout, m, q, dtype, suite.device)
     listed = table.choose(role, suite.device, dtype, k, n, dropout=dropout)
     choices = {"cublas": replace(listed, by="cublas")}
-    choices |= {label(c): c for c in candidates(replace(listed, by="triton"), suite.dry)}
+    choices |= {label(c): c for c in candidates(replace(listed, by="triton"), dropout, suite.dry)}
     with table.forced(choices["cublas"]):
         truth = fused()
     found: dict[str, Any] = {"shape": f"R={m * q} K={k} N={n}", "role": role, "k": k, "n": n, "dropout": dropout}
@@ -85,12 +85,14 @@ def measure(suite: Suite, role: str, k: int, n: int, dropout: bool) -> dict[str,
     return {**found, "contenders": contenders}
 
 
-def candidates(listed: Any, dry: bool) -> list[Any]:
+def candidates(listed: Any, dropout: bool, dry: bool) -> list[Any]:
     """The table's own tile, and its neighbours."""
     if dry:
         return [listed]
     bm, _, bk = listed.block
     found = [listed, replace(listed, flatten=True), replace(listed, stages=4)]
+    if dropout:
+        found.append(replace(listed, drawn_once=not listed.drawn_once))
     found.append(replace(listed, block=(bm, 128, bk), halves=True))
     found.append(replace(listed, block=(bm, 256, bk), halves=True))
     return list(dict.fromkeys(found))
@@ -98,6 +100,7 @@ def candidates(listed: Any, dry: bool) -> list[Any]:
 
 def label(choice: Any) -> str:
     more = (", halves" if choice.halves else "") + (", flatten" if choice.flatten else "")
+    more += ", drawn once" if choice.drawn_once else ""
     return f"triton {'x'.join(map(str, choice.block))}, {choice.warps} warps, {choice.stages} stages{more}"
 
 
