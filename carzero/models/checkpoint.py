@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -123,6 +124,8 @@ def save_folder(model: CARZero, folder: Path) -> None:
         # the weights carry the configuration too, so that files of two models are told apart
         save_file(tensors, made / WEIGHTS, metadata={"format": "pt", "carzero": config})
         (made / CONFIG).write_text(config, encoding="utf-8")
+        # safetensors lets the owner alone read its file, whatever the umask
+        (made / WEIGHTS).chmod(stat.S_IMODE((made / CONFIG).stat().st_mode))
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(made / TOKENIZER)
             _replace_folder(made / TOKENIZER, folder / TOKENIZER)

@@ -42,6 +42,16 @@ def same_weights(a: CARZero, b: CARZero) -> bool:
 # our own folder
 
 
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+def test_all_files_of_a_folder_follow_the_umask(model, tmp_path):
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path / "shared")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "shared").rglob("*") if file.is_file()} == {0o640}
+
+
 def test_folder_round_trip_is_bit_identical(model, pixels, texts, tmp_path):
     want = model.similarity(pixels, texts)
     model.save_pretrained(tmp_path / "new" / "folder")
