@@ -73,6 +73,11 @@ _BACKWARD: dict[tuple[int, int, bool], tuple[tuple[int, Tiles, Tiles | None], ..
     (100, 2, False): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 64, 8, 1), Tiles(64, 64, 8, 2))),
     (100, 2, True): ((32, Tiles(64, ALL, 8, 1), None), (ANY, Tiles(64, 32, 8, 1), Tiles(64, 64, 8, 2))),
 }
+# Heads of one 64-column part: at 256 rows 4 warps spilled 8 bytes.
+_NARROW = 64
+_NARROW_FORWARD = {
+    (90, 2, False): ((128, Tiles(64, ALL, 4, 1)), (256, Tiles(64, ALL, 8, 1)), (ANY, Tiles(64, 64, 8, 2))),
+}
 # What fits everywhere: float32, which is multiplied without tensor cores and with operands in registers, and devices
 # with 99 KiB of shared memory.
 _SMALL_FORWARD = ((32, Tiles(32, ALL, 8, 1)), (ANY, Tiles(32, 16, 8, 1)))
@@ -117,7 +122,8 @@ def forward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, cou
     if width > _WIDEST:
         lines = _WIDE_FORWARD.get((target, dtype.itemsize), _SMALL_FORWARD)
     else:
-        lines = _FORWARD.get((target, dtype.itemsize, count), _SMALL_FORWARD)
+        key = (target, dtype.itemsize, count)
+        lines = (_NARROW_FORWARD.get(key) if width <= _NARROW else None) or _FORWARD.get(key, _SMALL_FORWARD)
     return next(tiles.of(rows) for most, tiles in lines if rows <= most)
 
 
