@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import torch
+
 from carzero.app.asking import denial
 from carzero.errors import UserError
 from carzero.prompts import PromptSet
@@ -79,8 +81,10 @@ class Desk:
         self.model, self.reference = model, reference
         self._classes = _classes_by_prompt(reference)
         self._lock = threading.Lock()
-        # texts are encoded once for all radiographs that are asked the same
-        self._classifier = lru_cache(4)(lambda texts: ZeroShotClassifier(model, texts, workers=0, device=device))
+        # texts are encoded once for all radiographs that are asked the same; float32 as beside the maps
+        self._classifier = lru_cache(4)(
+            lambda texts: ZeroShotClassifier(model, texts, workers=0, device=device, dtype=torch.float32)
+        )
         # a device that does not exist is said now
         self._classifier(self.known or ("There is effusion",))
 
@@ -97,7 +101,8 @@ class Desk:
     def read(self, radiograph: Radiograph, prompts: PromptSet) -> Reading:
         """Score a radiograph.
 
-        *Equivalent to* ``ZeroShotClassifier(model, texts).predict([grey])``, where texts are prompts and their denials.
+        *Equivalent to* ``ZeroShotClassifier(model, texts, dtype=torch.float32).predict([grey])``, where texts are
+        prompts and their denials.
 
         Args:
             radiograph: of `carzero.app.radiograph`.
