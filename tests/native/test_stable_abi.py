@@ -60,10 +60,13 @@ def run(backend, dtype, rounded):
     return out.detach().double(), *(g.double() for g in torch.autograd.grad(out.sum(), leaves))
 
 
-for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
-    for ours, exact in zip(run("cpp", dtype, dtype), run("reference", torch.float64, dtype), strict=True):
-        error = float((ours - exact).norm() / exact.norm())
-        assert error < bound, (dtype, error)
+# processors with bfloat16 products round what they multiply, as the torch backend does on every one
+for dtype, factor in ((torch.float32, 10.0), (torch.bfloat16, 2.0)):
+    exact = run("reference", torch.float64, dtype)
+    for ours, theirs, truth in zip(run("cpp", dtype, dtype), run("torch", dtype, dtype), exact, strict=True):
+        error, allowed = (float((x - truth).norm() / truth.norm()) for x in (ours, theirs))
+        assert error < factor * allowed, (dtype, error, allowed)
+        assert dtype == torch.bfloat16 or error < 1e-5, error
         print(dtype, error)
 try:
     torch.ops.carzero_native.pack_weights([torch.zeros(3)], 4, torch.float32)
