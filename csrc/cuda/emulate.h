@@ -104,8 +104,14 @@ void copy_box(Shared, uint32_t offset, const QueryMap& map, int column, int head
               uint32_t barrier);
 void group_fence();
 void group_commit();
-void group_wait();
-// `left`: registers of the left operand, or null: `a` describes it in shared memory, and b's rows are those of k^T
-void group_multiply(float* sums, int column_tiles, const uint32_t* left, uint64_t a, uint64_t b, int add, bool f16);
+void group_wait(int left);
+// An operand in shared memory: its descriptor, and whether its rows of m or n lie next to each other, not those of k.
+struct GroupOperand {
+  uint64_t descriptor;
+  bool columns;
+};
+// `left`: registers of the left operand, or null: `a` is
+void group_multiply(float* sums, int column_tiles, const uint32_t* left, GroupOperand a, GroupOperand b, int add,
+                    bool f16);
 
 }  // namespace carzero::cuda::emulation

@@ -40,7 +40,7 @@ struct Lane {
   // the wgmma that it issues: accumulators, left operand in registers or null
   float* sums = nullptr;
   const uint32_t* left = nullptr;
-  uint64_t descriptors[2] = {};
+  GroupOperand operands[2] = {};
   // accumulators in flight, as they will be
   std::map<float*, std::vector<float>> flying;
 };
@@ -49,7 +49,7 @@ struct Lane {
 struct GroupProduct {
   float* sums[32];
   const uint32_t* left[32];
-  uint64_t a, b;
+  GroupOperand a, b;
   int column_tiles;
   bool add, f16;
 };
@@ -59,7 +59,8 @@ struct Warp {
   int arrived = 0;
   bool fenced = false;   // wgmma.fence since the last wait
   int64_t products = 0;  // wgmma, of which all four warps must issue the same number
-  std::vector<GroupProduct> open, committed;
+  std::vector<GroupProduct> open;
+  std::deque<std::vector<GroupProduct>> committed;
 };
 
 // An mbarrier: arrivals of a phase, those still to come, bytes that copies still owe, phases that are over.

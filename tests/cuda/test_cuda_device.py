@@ -64,7 +64,7 @@ def test_kernels_equal_their_emulation(
     assert relative(ours.cpu(), out.double()) < 1e-3
     our_dq, our_dk, our_dv = (torch.zeros(x.shape, device="cuda") for x in (q, k, v))
     torch.ops.carzero_cuda.attention_backward(
-        there[3], *there[:3], there[4], there[5], *shape, delta, our_dq, our_dk, our_dv, *arguments
+        there[3], *there[:3], there[4], there[5], *shape, delta, our_dq, our_dk, our_dv, *arguments, wgmma
     )
     for a, b in ((our_dq, d_q), (our_dk, d_kv[:, :, 0]), (our_dv, d_kv[:, :, 1])):
         assert relative(a.cpu(), b.double()) < 1e-3
