@@ -8,8 +8,8 @@ from cases import counts, inputs
 from emulated import SM90, SM90_MMA, Device, Drop, backward, by_heads, forward, relative
 from test_cuda_backward import run_both
 
-#: m, Q, P, H, K, device, counts, q shared: with up to 104 rows one kernel makes all gradients, with more two blocks share a
-#: memory's keys; blocks of 64 keys and of 104; ragged queries, keys and widths.
+#: m, Q, P, H, K, device, counts, q shared: with up to 104 rows one block makes all gradients, with more two share the
+#: keys; blocks of 64 keys and of 104; ragged queries, keys and widths.
 SHAPES = [
     (2, 33, 33, 2, 144, SM90, False, True),
     (1, 130, 98, 1, 192, SM90, False, False),
@@ -58,8 +58,8 @@ def test_absent_rows_get_no_gradient(library) -> None:
 
 @pytest.mark.parametrize(("p", "counted"), [(98, False), (98, True), (197, False)])
 def test_dropped_weights_are_the_masks_bit_for_bit(library, p: int, counted: bool) -> None:
-    """With equal scores and output gradients that are one-hot, gradients of the values are the used weights themselves:
-    0 where dropped, and for a collapsed row its kept share."""
+    """With equal scores and one-hot output gradients, gradients of the values are the used weights themselves: 0 where
+    dropped, and for a collapsed row its kept share."""
     m, heads, width, n = 2, 2, 144, 130
     q, k, v = inputs(m, n, p, heads, width, torch.float16)
     q.zero_()

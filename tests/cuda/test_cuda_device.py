@@ -36,7 +36,7 @@ def limits(wgmma: bool) -> Device:
     ("n", "p", "width", "wgmma"),
     [
         (33, 9, 192, True), (70, 20, 64, True), (65, 98, 192, True), (65, 98, 192, False), (330, 197, 192, True),
-        (40, 197, 192, False), (40, 50, 144, True), (18, 256, 256, True),
+        (40, 197, 192, False), (40, 50, 144, True), (130, 104, 160, True), (130, 105, 176, True), (18, 256, 256, True),
     ],
 )  # fmt: skip
 def test_kernels_equal_their_emulation(
