@@ -1,6 +1,5 @@
-// The backward kernel of Hopper: d_k and d_v of a block's keys, and d_q as well where the block holds all keys of its
-// memory. As in backward_keys.h queries and output gradients stream past keys and values, 64 at a time; but products are
-// wgmma, and three groups of four warps share them:
+// The backward kernel of Hopper: all gradients. As in backward_keys.h queries and output gradients stream past a block's
+// keys and values, 64 at a time; but products are wgmma, and three groups of four warps share them:
 //
 // - the weights of 64 queries and what becomes the gradient of their scores: a group has a third of the keys;
 // - from these, which lie in shared memory after that, transposed gradients [head columns][keys or queries]: a group has
@@ -8,7 +7,10 @@
 //
 // A fourth group fetches the next 64 queries and makes what belongs to them: row sums, and the bits of dropout.
 //
-// Template arguments: element type; kTiles, tiles of 8 keys; kQueries, whether it makes d_q.
+// Where a memory has more keys than a block can hold, two blocks, a cluster, have half of them each. For 64 queries each
+// block makes its keys' part of d_q, and sends that of 32 of them to the other, which adds its own.
+//
+// Template arguments: element type; kTiles, tiles of 8 keys of a block; kPair, whether there are two.
 #pragma once
 #include "masks.h"
 #include "shared_rows.h"
@@ -61,7 +63,7 @@ CARZERO_DEVICE void sum_rows(const BackwardCall& c, Shared s, uint32_t gradients
 
 // The fourth group: for every tile of queries, as a stage becomes free, asks for its matrices and writes its table.
 // `first` is the block's first key.
-template <class T, int kTiles, bool kQueries>
+template <class T, int kTiles>
 CARZERO_DEVICE void prepare_tiles(const BackwardCall& c, const QueryMap& queries, const QueryMap& gradients, Shared s,
                                   const BackwardShared& place, int first) {
   constexpr int kPart = (kTiles + kBackwardGroups - 1) / kBackwardGroups;
@@ -84,7 +86,7 @@ CARZERO_DEVICE void prepare_tiles(const BackwardCall& c, const QueryMap& queries
         copy_box(s, place.gradients + to, gradients, panel * kPanelColumns, head, row0, memory, full_at(place, at));
       }
     }
-    if (kQueries && row0 + kGroupRows + (thread >> 1) < c.queries) {
+    if (row0 + kGroupRows + (thread >> 1) < c.queries) {
       // the next tile's rows of `out`: its sums would wait for them
       const uint16_t* next = static_cast<const uint16_t*>(c.out) + static_cast<int64_t>(memory) * c.out_memory +
                              static_cast<int64_t>(row0 + kGroupRows + (thread >> 1)) * c.out_row + head * c.width;
@@ -98,8 +100,6 @@ CARZERO_DEVICE void prepare_tiles(const BackwardCall& c, const QueryMap& queries
     const int64_t of_row = (static_cast<int64_t>(memory) * c.heads + head) * c.queries + query;
     if (thread < kGroupRows) {
       s.set(table + static_cast<uint32_t>(row) * 4, there ? c.logsumexp[of_row] * kLog2E - kHeldLog2 : infinity());
-    } else if (!kQueries) {
-      s.set(table + place.delta + static_cast<uint32_t>(row) * 4, there ? c.delta[of_row] / kHeldScale : 0.0f);
     }
     if (c.dropout.threshold) {
       const MaskRow mask = mask_row(c.dropout, head, memory, there ? query : 0);
@@ -112,10 +112,8 @@ CARZERO_DEVICE void prepare_tiles(const BackwardCall& c, const QueryMap& queries
               static_cast<uint8_t>(bits));
       }
     }
-    if constexpr (kQueries) {
-      barrier_wait(s, full_at(place, at), turn & 1);
-      sum_rows<T>(c, s, stage + place.gradients, table + place.delta, row0);
-    }
+    barrier_wait(s, full_at(place, at), turn & 1);
+    sum_rows<T>(c, s, stage + place.gradients, table + place.delta, row0);
     warp_barrier();
     if ((thread & 31) == 0) barrier_arrive(s, ready_at(place, at));
   }
@@ -235,9 +233,61 @@ CARZERO_DEVICE void multiply_queries(uint32_t base, const BackwardShared& place,
   group_commit();
 }
 
+// The same of a group's columns of d_v and d_k: more of all their sums.
+template <class T, int kTiles>
+CARZERO_DEVICE void multiply_values(uint32_t base, const BackwardShared& place, int group, uint32_t gradients,
+                                    float (&d_v)[kTiles][4]) {
+  const uint64_t left = matrix_descriptor(gradients + rows_offset(kGroupRows, group, 0)),
+                 right = matrix_descriptor(base + place.weights, kGroupRows * kPanelRowBytes);
+  CARZERO_UNROLL
+  for (int step = 0; step < kGroupRows / 16; ++step) {
+    const uint32_t rows = rows_offset(kGroupRows, 0, 16 * step);
+    group_multiply_columns<T>(d_v, moved(left, rows), moved(right, rows), 1);
+  }
+  group_commit();
+}
+template <class T, int kTiles>
+CARZERO_DEVICE void multiply_keys(uint32_t base, const BackwardShared& place, int group, uint32_t queries,
+                                  float (&d_k)[kTiles][4]) {
+  const uint64_t left = matrix_descriptor(queries + rows_offset(kGroupRows, group, 0)),
+                 right = matrix_descriptor(base + place.d_scores, kGroupRows * kPanelRowBytes);
+  CARZERO_UNROLL
+  for (int step = 0; step < kGroupRows / 16; ++step) {
+    const uint32_t rows = rows_offset(kGroupRows, 0, 16 * step);
+    group_multiply_columns<T>(d_k, moved(left, rows), moved(right, rows), 1);
+  }
+  group_commit();
+}
+
 // The first of 16 columns of the head that a warp has of its group's: a lane holds two of them, 8 apart.
 CARZERO_DEVICE int warp_column(int group) {
   return group * kPanelColumns + thread_index() % kGroupThreads / 32 * 16;
+}
+
+// Where a thread's sixteen sums of d_q lie in the other block's shared memory: four at a time, beside those of its neighbours.
+CARZERO_DEVICE uint32_t sent_offset(const BackwardShared& place, int thread, int n) {
+  return place.weights + static_cast<uint32_t>(n * kBackwardGroups * kGroupThreads + thread) * 16;
+}
+
+// Sends them to the other block, `rank` of the cluster.
+CARZERO_DEVICE void send_queries(Shared s, const BackwardShared& place, int rank, const float (&d_q)[4][4]) {
+  const int thread = opaque(thread_index());
+  CARZERO_UNROLL
+  for (int n = 0; n < 4; ++n) {
+    const uint32_t words[4] = {bits_of(d_q[n][0]), bits_of(d_q[n][1]), bits_of(d_q[n][2]), bits_of(d_q[n][3])};
+    send_words(s, rank, sent_offset(place, thread, n), words, place.arrived);
+  }
+}
+
+// Adds what the other block sent.
+CARZERO_DEVICE void add_queries(Shared s, const BackwardShared& place, float (&d_q)[4][4]) {
+  const int thread = opaque(thread_index());
+  CARZERO_UNROLL
+  for (int n = 0; n < 4; ++n) {
+    const auto sent = s.get<Words4>(sent_offset(place, thread, n));
+    CARZERO_UNROLL
+    for (int i = 0; i < 4; ++i) d_q[n][i] += float_of(sent.w[i]);
+  }
 }
 
 // Writes them, for queries from `row0` on.
@@ -261,12 +311,11 @@ CARZERO_DEVICE void store_queries(const BackwardCall& c, int group, int row0, co
 }
 
 // The part of one of the three groups, which has kMine tiles of keys.
-template <class T, int kTiles, bool kQueries, int kMine>
+template <class T, int kTiles, bool kPair, int kMine>
 CARZERO_DEVICE void multiply_tiles(const BackwardCall& c, Shared s, const BackwardShared& place, int of_group, int first,
                                    int end) {
   constexpr int kRows = (kTiles + 1) / 2 * 16, kPart = (kTiles + kBackwardGroups - 1) / kBackwardGroups;
   constexpr int kThreads = kBackwardGroups * kGroupThreads;
-  constexpr uint32_t kPanelBytes = kGroupRows * kPanelRowBytes;
   const int tiles = ceil_div(c.queries, kGroupRows);
   const bool shares = c.dropout.threshold && c.count != nullptr;
 
@@ -330,45 +379,47 @@ CARZERO_DEVICE void multiply_tiles(const BackwardCall& c, Shared s, const Backwa
 
     group_fence();
     float d_q[4][4];
-    if constexpr (kQueries) multiply_queries<T, kRows>(base, place, group, 0, d_q);
-    {
-      const uint64_t left = matrix_descriptor(gradients + rows_offset(kGroupRows, group, 0)),
-                     right = matrix_descriptor(base + place.weights, kPanelBytes);
-      CARZERO_UNROLL
-      for (int step = 0; step < kGroupRows / 16; ++step) {
-        const uint32_t rows = rows_offset(kGroupRows, 0, 16 * step);
-        group_multiply_columns<T>(d_v, moved(left, rows), moved(right, rows), 1);
-      }
-      group_commit();
-    }
-    if constexpr (kQueries) {
+    if constexpr (kPair) {
+      const int rank = opaque(block_part()), other = rank ^ 1;
+      multiply_values<T, kTiles>(base, place, group, gradients, d_v);
+      multiply_queries<T, kRows>(base, place, group, 32 * other, d_q);
+      multiply_keys<T, kTiles>(base, place, group, queries, d_k);
+      // the weights have had their last reader here, and what the other block sends may lie in their place
+      group_wait<2>();
+      if ((thread_index() & 31) == 0) barrier_arrive_at(s, other, place.free);
+      group_wait<1>();
+      settle(d_q);
+      barrier_wait_cluster(s, place.free, tile & 1);
+      send_queries(s, place, other, d_q);
+      group_fence();
+      multiply_queries<T, kRows>(base, place, group, 32 * rank, d_q);
+      group_wait<1>();
+      if ((thread_index() & 31) == 0) barrier_arrive(s, empty_at(place, at));
+      group_wait();
+      settle(d_q);
+      if (thread_index() == 0) barrier_expect(s, place.arrived, kSentBytes);
+      barrier_wait_cluster(s, place.arrived, tile & 1);
+      add_queries(s, place, d_q);
+      store_queries(c, group, row0 + 32 * rank, d_q);
+    } else {
       // 32 queries are written while the gradients of values are made, and 32 beside those of keys: there are no registers
       // left for 64
+      multiply_queries<T, kRows>(base, place, group, 0, d_q);
+      multiply_values<T, kTiles>(base, place, group, gradients, d_v);
       group_wait<1>();
       settle(d_q);
       store_queries(c, group, row0, d_q);
       group_fence();
       multiply_queries<T, kRows>(base, place, group, 32, d_q);
-    }
-    {
-      const uint64_t left = matrix_descriptor(queries + rows_offset(kGroupRows, group, 0)),
-                     right = matrix_descriptor(base + place.d_scores, kPanelBytes);
-      CARZERO_UNROLL
-      for (int step = 0; step < kGroupRows / 16; ++step) {
-        const uint32_t rows = rows_offset(kGroupRows, 0, 16 * step);
-        group_multiply_columns<T>(d_k, moved(left, rows), moved(right, rows), 1);
-      }
-      group_commit();
-    }
-    if constexpr (kQueries) {
+      multiply_keys<T, kTiles>(base, place, group, queries, d_k);
       group_wait<1>();
       settle(d_q);
       store_queries(c, group, row0 + 32, d_q);
+      group_wait();
+      if ((thread_index() & 31) == 0) barrier_arrive(s, empty_at(place, at));
     }
-    group_wait();
     settle(d_k);
     settle(d_v);
-    if ((thread_index() & 31) == 0) barrier_arrive(s, empty_at(place, at));
   }
 
   const int thread = thread_index(), t = thread & 3, column = warp_column(of_group);
@@ -391,7 +442,7 @@ CARZERO_DEVICE void multiply_tiles(const BackwardCall& c, Shared s, const Backwa
   }
 }
 
-template <class T, int kTiles, bool kQueries>
+template <class T, int kTiles, bool kPair>
 CARZERO_DEVICE void attention_backward_wgmma(const BackwardCall& c, const QueryMap& queries, const QueryMap& gradients) {
   constexpr int kRows = (kTiles + 1) / 2 * 16, kPart = (kTiles + kBackwardGroups - 1) / kBackwardGroups,
                 kThreads = kBackwardGroups * kGroupThreads;
@@ -399,7 +450,7 @@ CARZERO_DEVICE void attention_backward_wgmma(const BackwardCall& c, const QueryM
   const int thread = thread_index(), memory = block_memory();
   // from one lane: the compiler sees that a warp stays together
   const int group = static_cast<int>(shuffle(static_cast<uint32_t>(thread / kGroupThreads), 0));
-  const BackwardShared place = backward_shared(kTiles);
+  const BackwardShared place = backward_shared(kTiles, kPair);
   const int keys = backward_keys(c.rows), first = block_part() * keys;
   const int end = first + keys < c.rows ? first + keys : c.rows;
   const int32_t* count = counts_of(c, memory);
@@ -413,7 +464,7 @@ CARZERO_DEVICE void attention_backward_wgmma(const BackwardCall& c, const QueryM
               map, count, kThreads);
     copy_commit();
     // d_q's products read whole steps of 16 keys
-    if (kQueries && kTiles % 2 && thread < kGroupRows) {
+    if (kTiles % 2 && thread < kGroupRows) {
       s.clear16(place.d_scores + chunk_offset(kGroupRows, kTiles / 8, thread, kTiles % 8));
     }
   }
@@ -425,16 +476,22 @@ CARZERO_DEVICE void attention_backward_wgmma(const BackwardCall& c, const QueryM
       barrier_init(s, ready_at(place, i), kGroupThreads / 32);
       barrier_init(s, empty_at(place, i), kThreads / 32);
     }
+    barrier_init(s, place.free, kThreads / 32);
+    barrier_init(s, place.arrived, 1);
     fence_barriers();
   }
-  block_barrier();
+  if (kPair) {
+    cluster_barrier();
+  } else {
+    block_barrier();
+  }
   if (c.dropout.threshold && c.count != nullptr) {
     mark_collapsed<kRows / 16>(s, place.counts, place.collapsed);
     block_barrier();
   }
   if (group == kBackwardGroups) {
     set_registers<32, false>();
-    prepare_tiles<T, kTiles, kQueries>(c, queries, gradients, s, place, first);
+    prepare_tiles<T, kTiles>(c, queries, gradients, s, place, first);
     return;
   }
 
@@ -443,9 +500,9 @@ CARZERO_DEVICE void attention_backward_wgmma(const BackwardCall& c, const QueryM
   fence_shared();
   part_barrier(kThreads);
   if (group < kBackwardGroups - 1) {
-    multiply_tiles<T, kTiles, kQueries, kPart>(c, s, place, group, first, end);
+    multiply_tiles<T, kTiles, kPair, kPart>(c, s, place, group, first, end);
   } else {
-    multiply_tiles<T, kTiles, kQueries, kTiles - 2 * kPart>(c, s, place, group, first, end);
+    multiply_tiles<T, kTiles, kPair, kTiles - 2 * kPart>(c, s, place, group, first, end);
   }
 }
 

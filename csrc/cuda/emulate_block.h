@@ -12,7 +12,7 @@
 namespace carzero::cuda::emulation {
 
 // What a lane waits in: for its warp, for others of the block, or for a barrier in shared memory.
-enum class Meeting { none, shuffle, ballot, load, product, group, block, part, barrier };
+enum class Meeting { none, shuffle, ballot, load, product, group, block, part, cluster, barrier };
 
 struct Copy {
   uint32_t offset;
@@ -76,6 +76,11 @@ struct Box {
   int at[4];
 };
 
+// 16 bytes on their way from another block of the cluster.
+struct Parcel {
+  uint32_t offset, words[4], barrier;
+};
+
 struct Block {
   std::vector<Lane> lanes;
   std::vector<Warp> warps;
@@ -84,13 +89,14 @@ struct Block {
   size_t shared_bytes = 0;
   Grid index{};
   Order order;
-  ucontext_t scheduler{};
   Lane* running = nullptr;
   std::string failure;
   Counters counters;
   const std::function<void()>* kernel = nullptr;
   std::map<uint32_t, Barrier> barriers;
   std::deque<Box> boxes;
+  std::deque<Parcel> parcels;
+  std::vector<Block>* cluster = nullptr;  // the blocks that run together, this one among them
   int part = 0;  // threads that a part's barrier waits for
   // who wrote 16 bytes of shared memory last, and how many fences it had made
   struct Writer {
@@ -108,8 +114,8 @@ float widen(uint32_t x, bool f16);
 
 // Whether the barrier that a lane waits for lets it go on.
 bool barrier_open(const Lane& lane);
-// Carries out one copy of a box that has not landed yet.
-void land_box();
+// Carries out one copy of a box, or one parcel, that has not landed yet; whether there was any.
+bool land_one();
 // Fails unless the four warps of each group issued the same number of wgmma.
 void check_groups();
 

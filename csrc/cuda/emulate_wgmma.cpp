@@ -111,22 +111,60 @@ void land(const Box& box) {
   arrived(barrier);
 }
 
+void land(const Parcel& parcel) {
+  std::memcpy(shared_at(parcel.offset, 16, 16), parcel.words, 16);
+  Barrier& barrier = barrier_at(parcel.barrier);
+  barrier.bytes -= 16;
+  arrived(barrier);
+}
+
+// The first or the last of what is on its way.
+template <class Item>
+Item take(std::deque<Item>& items, bool last) {
+  const Item item = last ? items.back() : items.front();
+  if (last) {
+    items.pop_back();
+  } else {
+    items.pop_front();
+  }
+  return item;
+}
+
+// Does something in another block of the cluster.
+template <class Act>
+void in_block(int rank, Act act) {
+  Block* const here = block;
+  Block& there = here->cluster->at(static_cast<size_t>(rank));
+  bool over = true;
+  for (const Lane& lane : there.lanes) over = over && lane.finished;
+  if (over) fail("access to another block's shared memory after its end");
+  there.running = here->running;
+  block = &there;
+  act();
+  block = here;
+}
+
 }  // namespace
 
 bool barrier_open(const Lane& lane) { return block->barriers.at(lane.in[0]).phase != lane.argument; }
 
-void land_box() {
-  const Box box = block->order.reverse ? block->boxes.back() : block->boxes.front();
-  if (block->order.reverse) {
-    block->boxes.pop_back();
-  } else {
-    block->boxes.pop_front();
+bool land_one() {
+  Block& b = *block;
+  if (!b.boxes.empty()) {
+    land(take(b.boxes, b.order.reverse));
+    return true;
   }
-  land(box);
+  if (!b.parcels.empty()) {
+    land(take(b.parcels, b.order.reverse));
+    return true;
+  }
+  return false;
 }
 
 void check_groups() {
-  if (!block->boxes.empty()) block->failure = "emulated kernel: a block ended before its copies landed";
+  if (!block->boxes.empty() || !block->parcels.empty()) {
+    block->failure = "emulated kernel: a block ended before its copies landed";
+  }
   for (size_t i = 0; i < block->warps.size(); ++i) {
     const Warp& warp = block->warps[i];
     if (!warp.open.empty() || !warp.committed.empty()) block->failure = "emulated kernel: wgmma was not waited for";
@@ -140,6 +178,24 @@ void part_barrier(int threads) {
   block->part = threads;
   block->running->meeting = Meeting::part;
   to_scheduler();
+}
+
+void cluster_barrier() {
+  block->running->meeting = Meeting::cluster;
+  to_scheduler();
+}
+
+void send_words(Shared, int rank, uint32_t offset, const uint32_t (&words)[4], uint32_t barrier) {
+  const Parcel parcel{offset, {words[0], words[1], words[2], words[3]}, barrier};
+  in_block(rank, [&] {
+    barrier_at(barrier);
+    if (block->order.eager) return land(parcel);
+    std::memset(shared_at(offset, 16, 16), 0xFF, 16);
+    block->parcels.push_back(parcel);
+  });
+}
+void barrier_arrive_at(Shared s, int rank, uint32_t barrier) {
+  in_block(rank, [&] { barrier_arrive(s, barrier); });
 }
 
 void barrier_init(Shared, uint32_t barrier, int arrivals) {

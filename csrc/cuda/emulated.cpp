@@ -71,9 +71,9 @@ void wgmma_kernel(const ForwardCall& call, int variant, const QueryMap& queries)
 
 template <class T>
 void wgmma_backward_kernel(const BackwardCall& call, const Launch& plan, const QueryMap& queries, const QueryMap& gradients) {
-#define CARZERO_CASE(kTiles, kQueries)                          \
-  if (plan.variant == kTiles && plan.queries == kQueries) {     \
-    return attention_backward_wgmma<T, kTiles, kQueries>(call, queries, gradients); \
+#define CARZERO_CASE(kTiles, kPair)                                              \
+  if (plan.variant == kTiles && kPair == (plan.cluster == 2)) {                  \
+    return attention_backward_wgmma<T, kTiles, kPair>(call, queries, gradients); \
   }
   CARZERO_BACKWARD_VARIANTS(CARZERO_CASE)
 #undef CARZERO_CASE
@@ -95,7 +95,7 @@ void launch(const Launch& plan, Run& run, const std::function<void()>& kernel) {
   run.wgmma = plan.wgmma;
   if (run.blocks == 0) throw std::runtime_error("no kernel fits");
   const emulation::Order order{run.reverse != 0, run.eager != 0};
-  const auto counters = emulation::run(plan.grid, plan.threads, plan.shared, order, kernel);
+  const auto counters = emulation::run(plan.grid, plan.cluster, plan.threads, plan.shared, order, kernel);
   run.products += counters.products;
   run.conflicts += counters.conflicts;
 }
@@ -143,25 +143,22 @@ const char* carzero_emulated_forward(ForwardCall* call, Run* run) {
   });
 }
 
-// As library.cpp does; `runs` of the kernel of d_q, which may not be needed, and of that of d_k and d_v.
+// As library.cpp does; `runs` of one or two kernels.
 const char* carzero_emulated_backward(BackwardCall* call, Run* runs) {
   return guarded([&] {
-    const Run& asked = runs[0];
-    const Device device{asked.shared_bytes, asked.multiprocessors, asked.wgmma != 0};
-    const Launch together = plan_backward_wgmma(*call, device);
-    runs[0].wgmma = 0;
-    if (!together.queries) {
-      const Launch plan = plan_backward_queries(*call, device);
-      launch(plan, runs[0], asked.f16 ? query_kernel<F16>(plan.variant, plan.collapsed) : query_kernel<Bf16>(plan.variant, plan.collapsed), *call);
-    }
-    if (together.wgmma) {
+    const bool f16 = runs[0].f16 != 0;
+    const Device device{runs[0].shared_bytes, runs[0].multiprocessors, runs[0].wgmma != 0};
+    Launch plan = plan_backward_wgmma(*call, device);
+    if (plan.wgmma) {
       const QueryMap queries = map_tensor(call->q, query_tensor(*call, call->q_memory, call->q_row));
       const QueryMap gradients = map_tensor(call->d_out, query_tensor(*call, call->out_memory, call->out_row));
-      const auto kernel = asked.f16 ? wgmma_backward_kernel<F16> : wgmma_backward_kernel<Bf16>;
-      return launch(together, runs[1], [&] { kernel(*call, together, queries, gradients); });
+      const auto kernel = f16 ? wgmma_backward_kernel<F16> : wgmma_backward_kernel<Bf16>;
+      return launch(plan, runs[0], [&] { kernel(*call, plan, queries, gradients); });
     }
-    const Launch plan = plan_backward_keys(*call, device);
-    launch(plan, runs[1], asked.f16 ? key_kernel<F16>(plan.variant) : key_kernel<Bf16>(plan.variant), *call);
+    plan = plan_backward_queries(*call, device);
+    launch(plan, runs[0], f16 ? query_kernel<F16>(plan.variant, plan.collapsed) : query_kernel<Bf16>(plan.variant, plan.collapsed), *call);
+    plan = plan_backward_keys(*call, device);
+    launch(plan, runs[1], f16 ? key_kernel<F16>(plan.variant) : key_kernel<Bf16>(plan.variant), *call);
   });
 }
 

@@ -11,11 +11,11 @@ __global__ void __launch_bounds__(3 * kGroupThreads, 1)
     wgmma_kernel(const __grid_constant__ ForwardCall call, const __grid_constant__ QueryMap queries) {
   attention_forward_wgmma<T, kTiles, kPanels>(call, queries);
 }
-template <class T, int kTiles, bool kQueries>
-__global__ void __launch_bounds__((kBackwardGroups + 1) * kGroupThreads, 1)
+template <class T, int kTiles, bool kPair>
+__global__ void __cluster_dims__(1, 1, kPair ? 2 : 1) __launch_bounds__((kBackwardGroups + 1) * kGroupThreads, 1)
     wgmma_backward_kernel(const __grid_constant__ BackwardCall call, const __grid_constant__ QueryMap queries,
                           const __grid_constant__ QueryMap gradients) {
-  attention_backward_wgmma<T, kTiles, kQueries>(call, queries, gradients);
+  attention_backward_wgmma<T, kTiles, kPair>(call, queries, gradients);
 }
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
@@ -78,8 +78,8 @@ cudaError_t backward_of(const BackwardCall& call, const Launch& plan, cudaStream
   error = map_tensor(call.d_out, query_tensor(call, call.out_memory, call.out_row), gradients);
   if (error != cudaSuccess) return error;
   void (*kernel)(BackwardCall, QueryMap, QueryMap) = nullptr;
-#define CARZERO_CASE(kTiles, kQueries) \
-  if (plan.variant == kTiles && plan.queries == kQueries) kernel = wgmma_backward_kernel<T, kTiles, kQueries>;
+#define CARZERO_CASE(kTiles, kPair) \
+  if (plan.variant == kTiles && kPair == (plan.cluster == 2)) kernel = wgmma_backward_kernel<T, kTiles, kPair>;
   CARZERO_BACKWARD_VARIANTS(CARZERO_CASE)
 #undef CARZERO_CASE
   return launch(kernel, plan, stream, call, queries, gradients);

@@ -239,16 +239,14 @@ void attention_backward_op(const Tensor d_out, const Tensor q, const Tensor k, c
   device.wgmma = device.wgmma && wgmma;
   const cudaStream_t stream = current_stream(index);
   const Kernels& kernels = kernels_of(q);
-  const Launch together = plan_backward_wgmma(c, device);
-  if (!together.queries) {
-    const Launch plan = plan_backward_queries(c, device);
-    check_fits(plan, device, what);
-    check(kernels.backward_queries(c, plan, stream), what);
-  }
+  Launch plan = plan_backward_wgmma(c, device);
 #ifdef CARZERO_CUDA_WGMMA
-  if (together.wgmma) return check(backward_wgmma(c, together, &kernels == &f16_kernels, stream), what);
+  if (plan.wgmma) return check(backward_wgmma(c, plan, &kernels == &f16_kernels, stream), what);
 #endif
-  const Launch plan = plan_backward_keys(c, device);
+  plan = plan_backward_queries(c, device);
+  check_fits(plan, device, what);
+  check(kernels.backward_queries(c, plan, stream), what);
+  plan = plan_backward_keys(c, device);
   check_fits(plan, device, what);
   check(kernels.backward_keys(c, plan, stream), what);
 }

@@ -16,8 +16,9 @@ namespace carzero::cuda {
 #define CARZERO_ABSORBED_VARIANTS(X) X(4, 2, 8, 1)
 // X(tiles of 16 keys, panels of the head width) of the forward kernel of sm_90a
 #define CARZERO_WGMMA_VARIANTS(X) X(4, 3) X(7, 3) X(13, 3)
-// X(tiles of 8 keys, whether d_q is made as well) of the backward kernel of sm_90a, which has three panels
-#define CARZERO_BACKWARD_VARIANTS(X) X(8, true) X(13, true) X(8, false) X(13, false)
+// X(tiles of 8 keys of a block, whether two blocks share a memory's keys) of the backward kernel of sm_90a, which has three
+// panels
+#define CARZERO_BACKWARD_VARIANTS(X) X(8, false) X(13, false) X(8, true) X(13, true)
 // X(panels of the head width, panels of d_q made at a time, collapsed rows under dropout); the first that will do is taken
 #define CARZERO_QUERY_VARIANTS(X) X(1, 1, true) X(2, 2, true) X(3, 3, false) X(3, 2, true) X(4, 1, true)
 // X(panels of d_k and d_v made by a block)
@@ -34,11 +35,11 @@ struct Device {
 // What to launch; the grid is empty where the device's shared memory is too small for the call.
 struct Launch {
   Grid grid{0, 0, 0};
+  int cluster = 1;  // parts that run together
   int threads = 0;
   uint32_t shared = 0;
   int variant = 0;         // the first template argument above
   bool wgmma = false;      // a kernel of sm_90a
-  bool queries = false;    // that makes d_q as well as d_k and d_v
   bool collapsed = false;  // whether a query kernel must know collapsed rows
 };
 
@@ -168,22 +169,21 @@ inline Launch plan_backward_keys(BackwardCall& c, const Device& device) {
   return launch;
 }
 
-// The kernel of sm_90a: d_k and d_v, and d_q where a block has all keys of its memory; where it has not, d_q is left to
-// its own kernel, which goes before. As the forward not for few rows, nor for few queries.
+// The kernel of sm_90a, which makes all gradients. As the forward not for few rows, nor for few queries.
 inline Launch plan_backward_wgmma(const BackwardCall& c, const Device& device) {
   Launch launch;
   const int keys = backward_keys(c.rows), blocks = ceil_div(c.rows, keys);
   if (!device.wgmma || c.rows <= 32 || c.queries <= 32 || blocks > 2 || panel_count(c.width) != kBackwardGroups) {
     return launch;
   }
-#define CARZERO_CASE(kTiles, kQueries) \
-  if (!launch.variant && keys <= 8 * kTiles && kQueries == (blocks == 1)) launch.variant = kTiles;
+#define CARZERO_CASE(kTiles, kPair) \
+  if (!launch.variant && keys <= 8 * kTiles && kPair == (blocks == 2)) launch.variant = kTiles;
   CARZERO_BACKWARD_VARIANTS(CARZERO_CASE)
 #undef CARZERO_CASE
-  launch.shared = backward_shared(launch.variant).bytes;
+  launch.shared = backward_shared(launch.variant, blocks == 2).bytes;
   if (launch.shared > device.shared_bytes) return {};
   launch.wgmma = true;
-  launch.queries = blocks == 1;
+  launch.cluster = blocks;
   launch.threads = (kBackwardGroups + 1) * kGroupThreads;
   launch.grid = {c.memories, c.heads, blocks};
   return launch;

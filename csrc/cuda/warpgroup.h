@@ -41,6 +41,37 @@ CARZERO_DEVICE void barrier_wait(Shared s, uint32_t barrier, int parity) {
       "r"(parity)
       : "memory");
 }
+// The same, of what another block of the cluster did.
+CARZERO_DEVICE void barrier_wait_cluster(Shared s, uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(
+          s.window + barrier),
+      "r"(parity)
+      : "memory");
+}
+// Between all threads of a cluster's blocks.
+CARZERO_DEVICE void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// A place of this block's shared memory in that of block `rank` of the cluster.
+CARZERO_DEVICE uint32_t window_of(Shared s, int rank, uint32_t offset) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(s.window + offset), "r"(rank));
+  return there;
+}
+// Begins to write 16 bytes there, which that block's barrier counts.
+CARZERO_DEVICE void send_words(Shared s, int rank, uint32_t offset, const uint32_t (&words)[4], uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          window_of(s, rank, offset)),
+      "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(window_of(s, rank, barrier))
+      : "memory");
+}
+CARZERO_DEVICE void barrier_arrive_at(Shared s, int rank, uint32_t barrier) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(window_of(s, rank, barrier))
+               : "memory");
+}
 // Barriers become visible to copies.
 CARZERO_DEVICE void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // What this thread wrote to shared memory becomes visible to wgmma.
@@ -201,7 +232,10 @@ using emulation::QueryMap;
 using emulation::barrier_arrive;
 using emulation::barrier_expect;
 using emulation::barrier_init;
+using emulation::barrier_arrive_at;
 using emulation::barrier_wait;
+using emulation::cluster_barrier;
+using emulation::send_words;
 using emulation::copy_box;
 using emulation::fence_barriers;
 using emulation::fence_shared;
@@ -214,6 +248,7 @@ struct alignas(16) Words4 {
 };
 inline Words4 load_words(const void* p) { return *static_cast<const Words4*>(p); }
 inline void prefetch(const void*) {}
+inline void barrier_wait_cluster(Shared s, uint32_t barrier, int parity) { barrier_wait(s, barrier, parity); }
 template <int kLeft = 0>
 void group_wait() {
   emulation::group_wait(kLeft);

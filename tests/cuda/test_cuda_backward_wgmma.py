@@ -39,7 +39,7 @@ MORE = [
 )
 def test_equals_float64(library, shape: tuple, dtype: torch.dtype, dropout: bool) -> None:
     ours, exact, before, runs = run_both(library, shape, dtype, dropout)
-    assert [bool(run.wgmma) for run in runs] == ([True] if shape[2] <= 104 else [False, True])
+    assert [bool(run.wgmma) for run in runs] == [True]
     # as for the other kernels
     most = 6e-3 if dtype == torch.bfloat16 else 8e-4
     assert relative(ours["q"], exact["q"]) < most
