@@ -192,23 +192,40 @@ CARZERO_DEVICE void finish(const BackwardCall& c, Shared s, const BackwardShared
   }
   CARZERO_UNROLL
   for (int n = 0; n < kMine; ++n) {
-    uint32_t marks = 0;
-    if (c.dropout.threshold && c.count != nullptr) marks = marks_of(s, place, own + n) >> (2 * t);
+    float factor[2][2];
     CARZERO_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const uint32_t at = pair_offset(own + n, row + 8 * i, t);
+      CARZERO_UNROLL
+      for (int e = 0; e < 2; ++e) {
+        factor[i][e] = 1.0f / kHeldScale;
+        if (c.dropout.threshold) {
+          factor[i][e] *= kept[i][n / 4] >> (8 * (n % 4) + e) & 1 ? c.dropout.keep : 0.0f;
+        }
+      }
+    }
+    if (c.dropout.threshold && c.count != nullptr) {
+      const uint32_t marks = marks_of(s, place, own + n);
+      if (marks) {
+        CARZERO_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          CARZERO_UNROLL
+          for (int e = 0; e < 2; ++e) {
+            const uint32_t of_share = (e ? place.d_scores : place.weights) + pair_offset(own + n, row + 8 * i, t);
+            if (marks >> (2 * t + e) & 1) factor[i][e] *= s.get<float>(of_share);
+          }
+        }
+      }
+    }
+    CARZERO_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const float weights[2] = {F16::low(held[n][i]), F16::high(held[n][i])};
       float used[2], d_scores[2];
       CARZERO_UNROLL
       for (int e = 0; e < 2; ++e) {
-        const float weight = e ? F16::high(held[n][i]) : F16::low(held[n][i]);
-        float factor = 1.0f / kHeldScale;
-        if (c.dropout.threshold) {
-          factor = kept[i][n / 4] >> (8 * (n % 4) + e) & 1 ? c.dropout.keep * factor : 0.0f;
-          if (marks >> e & 1) factor *= s.get<float>((e ? place.d_scores : place.weights) + at);
-        }
-        used[e] = weight * factor;
-        d_scores[e] = weight * (d_weights[n][2 * i + e] * factor - delta[i]);
+        used[e] = weights[e] * factor[i][e];
+        d_scores[e] = weights[e] * (d_weights[n][2 * i + e] * factor[i][e] - delta[i]);
       }
+      const uint32_t at = pair_offset(own + n, row + 8 * i, t);
       s.set(place.weights + at, T::pack(used[0], used[1]));
       s.set(place.d_scores + at, T::pack(d_scores[0], d_scores[1]));
     }

@@ -4,8 +4,8 @@
     python tests/cuda/binary.py --write    # after a build: replace tests/cuda/binary_table.json
 
 Registers come from ``cuobjdump -res-usage``; spills are local-memory instructions, tensor-core products are matrix
-instructions and waits those for wgmma, counted in ``cuobjdump -sass``. Shared memory is what plan.h asks for, at CARZero's
-shapes.
+instructions and waits those for wgmma, counted in ``cuobjdump -sass``. Shared memory is what plan.h asks for, at
+CARZero's shapes.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def test_dropped_weights_are_the_masks_bit_for_bit(library, p: int, counted: boo
 @pytest.mark.parametrize("eager", [False, True], ids=["late", "eager"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["in-order", "reverse"])
 def test_no_order_of_warps_and_copies_changes_a_bit(library, reverse: bool, eager: bool) -> None:
-    """A missing wait, fence or barrier would: stages that are filled again, collapsed keys' shares, two blocks of keys."""
+    """A missing wait, fence or barrier would: stages filled again, collapsed keys' shares, two blocks of keys."""
     for shape in (
         (1, 200, 98, 1, 144, SM90, True, False),
         (1, 200, 98, 1, 192, SM90, False, False),

@@ -58,9 +58,9 @@ def test_the_table_has_no_spill(table: dict) -> None:
 
 
 def test_wgmma_is_used_where_it_is_an_instruction(table: dict) -> None:
-    """Forward: twelve products of scores, for each of the values' three panels one per 16 keys. Backward, twice, for the
-    groups' two widths: twelve of scores, twelve of weights' gradients, for d_k and d_v one per 16 queries, for each half
-    of d_q one per 16 keys. Where registers are short the compiler waits for each product: not here."""
+    """Forward: twelve products of scores, for each of the values' three panels one per 16 keys. Backward, twice, for
+    the groups' two widths: twelve of scores, twelve of weights' gradients, for d_k and d_v one per 16 queries, for
+    each half of d_q one per 16 keys. Where registers are short the compiler waits for each product: not here."""
     for arch, kernels in table["kernels"].items():
         found = {name: facts for name, facts in kernels.items() if name.startswith("wgmma")}
         both = {"wgmma", "wgmma_backward"}
