@@ -352,7 +352,6 @@ CARZERO_DEVICE void multiply_tiles(const BackwardCall& c, Shared s, const Backwa
     const int group = opaque(of_group), own = group * kPart;
     const uint32_t queries = base + stage_at(place, at), gradients = queries + place.gradients;
     barrier_wait(s, full_at(place, at), parity);
-    barrier_wait(s, ready_at(place, at), parity);
     if (shares) {
       // readers of the last tile's weights
       part_barrier(kThreads);
@@ -370,6 +369,8 @@ CARZERO_DEVICE void multiply_tiles(const BackwardCall& c, Shared s, const Backwa
                           step);
       }
       group_commit();
+      // the table may be later than the matrices
+      barrier_wait(s, ready_at(place, at), parity);
       group_wait();
       settle(scores);
       weigh<kMine>(c, s, place, table, own, scores, held);

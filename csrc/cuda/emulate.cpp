@@ -9,9 +9,17 @@ Block* block = nullptr;
 
 namespace {
 ucontext_t scheduler;
+bool others_first = false;  // the warp that runs gives way at once
 }
 
 void to_scheduler() { swapcontext(&block->running->context, &scheduler); }
+
+void let_others() {
+  if (block->order.eager) return;
+  block->running->meeting = Meeting::arrived;
+  others_first = true;
+  to_scheduler();
+}
 
 [[noreturn]] void fail(const std::string& why) {
   if (block->failure.empty()) {
@@ -46,6 +54,10 @@ bool run_warp(Warp& warp) {
       block->running = lane;
       swapcontext(&scheduler, &lane->context);
       if (!block->failure.empty()) return true;
+      if (others_first) {
+        others_first = false;
+        return true;
+      }
     }
   }
   return any;
@@ -127,7 +139,14 @@ void run_cluster(std::vector<Block>& cluster) {
       release_block(*block);
       continue;
     }
-    if (release_cluster(cluster)) continue;
+    for (Block& b : cluster) {
+      for (Lane& lane : b.lanes) {
+        if (lane.meeting != Meeting::arrived) continue;
+        lane.meeting = Meeting::none;
+        moved = true;
+      }
+    }
+    if (moved || release_cluster(cluster)) continue;
     // as late as may be: when nothing else moves
     for (size_t k = 0; k < blocks && !moved; ++k) {
       block = &cluster[reverse ? blocks - 1 - k : k];

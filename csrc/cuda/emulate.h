@@ -3,8 +3,8 @@
 //
 // What it is strict about: all lanes of a warp must meet at the same instruction and all threads at the same barrier;
 // shared memory starts as NaN; accesses must be aligned and inside; an asynchronous copy lands either as late as its
-// wait allows or at once, and the first warp that can move does, or the last: a missing wait or barrier shows as a wrong
-// number in one of the four. So does wgmma, which reads its operands when it is waited for and leaves NaN
+// wait allows or at once, and the first warp that can move does, or the last; where copies are late, a thread that arrives
+// at a barrier in shared memory goes on last. A missing wait or barrier shows as a wrong number in one of the four. So does wgmma, which reads its operands when it is waited for and leaves NaN
 // in its accumulators until then, or at once; and copies of boxes, which leave NaN until nothing else can move. What a
 // thread wrote itself wgmma must not read before that thread's fence.
 #pragma once

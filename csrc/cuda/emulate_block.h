@@ -11,8 +11,9 @@
 
 namespace carzero::cuda::emulation {
 
-// What a lane waits in: for its warp, for others of the block, or for a barrier in shared memory.
-enum class Meeting { none, shuffle, ballot, load, product, group, block, part, cluster, barrier };
+// What a lane waits in: for its warp, for others of the block or cluster, for a barrier in shared memory, or, having arrived at
+// one, until nobody else can go on.
+enum class Meeting { none, shuffle, ballot, load, product, group, block, part, cluster, barrier, arrived };
 
 struct Copy {
   uint32_t offset;
@@ -109,6 +110,8 @@ struct Block {
 extern Block* block;
 
 void to_scheduler();
+// After an arrival at a barrier: those who waited for it go first, unless copies are eager, and so is this.
+void let_others();
 [[noreturn]] void fail(const std::string& why);
 float widen(uint32_t x, bool f16);
 

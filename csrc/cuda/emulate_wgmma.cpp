@@ -111,6 +111,12 @@ void land(const Box& box) {
   arrived(barrier);
 }
 
+void arrive(uint32_t barrier) {
+  Barrier& b = barrier_at(barrier);
+  if (--b.pending < 0) fail("more arrivals at a barrier than it expects");
+  arrived(b);
+}
+
 void land(const Parcel& parcel) {
   std::memcpy(shared_at(parcel.offset, 16, 16), parcel.words, 16);
   Barrier& barrier = barrier_at(parcel.barrier);
@@ -194,8 +200,9 @@ void send_words(Shared, int rank, uint32_t offset, const uint32_t (&words)[4], u
     block->parcels.push_back(parcel);
   });
 }
-void barrier_arrive_at(Shared s, int rank, uint32_t barrier) {
-  in_block(rank, [&] { barrier_arrive(s, barrier); });
+void barrier_arrive_at(Shared, int rank, uint32_t barrier) {
+  in_block(rank, [&] { arrive(barrier); });
+  let_others();
 }
 
 void barrier_init(Shared, uint32_t barrier, int arrivals) {
@@ -203,13 +210,12 @@ void barrier_init(Shared, uint32_t barrier, int arrivals) {
   block->barriers[barrier] = {arrivals, arrivals, 0, 0};
 }
 void barrier_arrive(Shared, uint32_t barrier) {
-  Barrier& b = barrier_at(barrier);
-  if (--b.pending < 0) fail("more arrivals at a barrier than it expects");
-  arrived(b);
+  arrive(barrier);
+  let_others();
 }
-void barrier_expect(Shared s, uint32_t barrier, uint32_t bytes) {
+void barrier_expect(Shared, uint32_t barrier, uint32_t bytes) {
   barrier_at(barrier).bytes += bytes;
-  barrier_arrive(s, barrier);
+  arrive(barrier);
 }
 void barrier_wait(Shared, uint32_t barrier, int parity) {
   Lane& lane = *block->running;

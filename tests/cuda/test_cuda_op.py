@@ -102,7 +102,7 @@ def test_logits_and_every_gradient(calls: dict[str, int], dtype: torch.dtype, op
 def test_hopper_s_kernels(
     calls: dict[str, int], registered: emulated_ops.Registered, monkeypatch: pytest.MonkeyPatch, p: int
 ) -> None:
-    """Heads as wide as CARZero's: one kernel makes all gradients of an attention, or all but that of the queries."""
+    """Wide heads, on which the kernels of wgmma run: all keys in one block, and shared by two."""
     spec = DecoderSpec(width=144, layers=1, heads=1, ffn=32, head_hidden=(16,))
     count = torch.ones(2, p, dtype=torch.int32)
     count[0, 7], count[1, p - 3 :] = 5, 0
