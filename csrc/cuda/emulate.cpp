@@ -127,32 +127,43 @@ bool run_one(std::vector<Block>& cluster, bool reverse) {
   return false;
 }
 
-// The blocks of a cluster: the others of their warps go on where the first can not.
-void run_cluster(std::vector<Block>& cluster) {
+// Lets threads that arrived somewhere go on; whether there were any.
+bool resume(std::vector<Block>& cluster) {
+  bool any = false;
+  for (Block& b : cluster) {
+    for (Lane& lane : b.lanes) {
+      if (lane.meeting != Meeting::arrived) continue;
+      lane.meeting = Meeting::none;
+      any = true;
+    }
+  }
+  return any;
+}
+
+// One copy of a box, or parcel, of any block; whether there was any.
+bool land_any(std::vector<Block>& cluster, bool reverse) {
   const size_t blocks = cluster.size();
+  for (size_t k = 0; k < blocks; ++k) {
+    block = &cluster[reverse ? blocks - 1 - k : k];
+    if (land_one()) return true;
+  }
+  return false;
+}
+
+// The blocks of a cluster. What may be late, is until nothing else moves: in order copies are the last, in reverse the
+// threads that arrived.
+void run_cluster(std::vector<Block>& cluster) {
   const bool reverse = cluster[0].order.reverse;
   for (Block& b : cluster) start(b);
   while (true) {
-    bool moved = run_one(cluster, reverse);
-    if (!block->failure.empty()) return;
-    if (moved) {
+    if (run_one(cluster, reverse)) {
+      if (!block->failure.empty()) return;
       release_block(*block);
       continue;
     }
-    for (Block& b : cluster) {
-      for (Lane& lane : b.lanes) {
-        if (lane.meeting != Meeting::arrived) continue;
-        lane.meeting = Meeting::none;
-        moved = true;
-      }
-    }
-    if (moved || release_cluster(cluster)) continue;
-    // as late as may be: when nothing else moves
-    for (size_t k = 0; k < blocks && !moved; ++k) {
-      block = &cluster[reverse ? blocks - 1 - k : k];
-      moved = land_one();
-    }
-    if (moved) continue;
+    if (!reverse && resume(cluster)) continue;
+    if (release_cluster(cluster) || land_any(cluster, reverse)) continue;
+    if (reverse && resume(cluster)) continue;
     size_t done = 0, waiting = 0, threads = 0;
     for (Block& b : cluster) {
       threads += b.lanes.size();
