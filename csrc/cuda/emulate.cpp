@@ -127,17 +127,22 @@ bool run_one(std::vector<Block>& cluster, bool reverse) {
   return false;
 }
 
-// Lets threads that arrived somewhere go on; whether there were any.
-bool resume(std::vector<Block>& cluster) {
-  bool any = false;
-  for (Block& b : cluster) {
-    for (Lane& lane : b.lanes) {
-      if (lane.meeting != Meeting::arrived) continue;
-      lane.meeting = Meeting::none;
-      any = true;
+// Lets those of the first, or the last, warp go on that arrived somewhere; whether there were any.
+bool resume(std::vector<Block>& cluster, bool reverse) {
+  const size_t blocks = cluster.size();
+  for (size_t k = 0; k < blocks; ++k) {
+    std::vector<Warp>& warps = cluster[reverse ? blocks - 1 - k : k].warps;
+    for (size_t i = 0; i < warps.size(); ++i) {
+      bool any = false;
+      for (Lane* lane : warps[reverse ? warps.size() - 1 - i : i].lanes) {
+        if (lane->meeting != Meeting::arrived) continue;
+        lane->meeting = Meeting::none;
+        any = true;
+      }
+      if (any) return true;
     }
   }
-  return any;
+  return false;
 }
 
 // One copy of a box, or parcel, of any block; whether there was any.
@@ -161,9 +166,9 @@ void run_cluster(std::vector<Block>& cluster) {
       release_block(*block);
       continue;
     }
-    if (!reverse && resume(cluster)) continue;
+    if (!reverse && resume(cluster, reverse)) continue;
     if (release_cluster(cluster) || land_any(cluster, reverse)) continue;
-    if (reverse && resume(cluster)) continue;
+    if (reverse && resume(cluster, reverse)) continue;
     size_t done = 0, waiting = 0, threads = 0;
     for (Block& b : cluster) {
       threads += b.lanes.size();
