@@ -85,14 +85,15 @@ def ours(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, dropout: float) -> dict[
     def forward(wgmma: bool = True) -> None:
         ops.attention_forward(q, k, v, *shape, out, lse, None, *drop, wgmma)
 
-    def backward() -> None:
-        ops.attention_backward(grad, q, k, v, out, lse, *shape, delta, d_q, d_kv[0], d_kv[1], *drop)
+    def backward(wgmma: bool = True) -> None:
+        ops.attention_backward(grad, q, k, v, out, lse, *shape, delta, d_q, d_kv[0], d_kv[1], *drop, wgmma)
 
     forward()
     runs: dict[str, Callable[[], object]] = {"CUDA core, forward": forward, "CUDA core, backward": backward}
     if q.is_cuda and torch.cuda.get_device_capability(q.device) == (9, 0):
-        # the kernel of the other devices; where it is the faster one, plan.h should say so
+        # the kernels of the other devices; where they are the faster ones, plan.h should say so
         runs["CUDA core by mma.sync, forward"] = lambda: forward(False)
+        runs["CUDA core by mma.sync, backward"] = lambda: backward(False)
     return runs
 
 

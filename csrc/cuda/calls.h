@@ -48,7 +48,7 @@ struct BackwardCall {
   const void* d_out;   // its gradient, same strides
   int64_t out_memory, out_row;
   const float* logsumexp;  // [m, H, Q] of the forward
-  float* delta;            // [m, H, Q]: sums of out * d_out, written with d_q and read with d_k and d_v
+  float* delta;  // [m, H, Q]: sums of out * d_out, which the kernel of d_q writes for the one of d_k and d_v
   float* d_q;              // [m, Q, H, K]
   int64_t dq_memory, dq_row;
   float* d_k;  // [m, P, H, K], added to

@@ -7,7 +7,19 @@ namespace carzero::cuda::emulation {
 
 Block* block = nullptr;
 
-void to_scheduler() { swapcontext(&block->running->context, &block->scheduler); }
+namespace {
+ucontext_t scheduler;
+bool others_first = false;  // the warp that runs gives way at once
+}
+
+void to_scheduler() { swapcontext(&block->running->context, &scheduler); }
+
+void let_others() {
+  if (block->order.eager) return;
+  block->running->meeting = Meeting::arrived;
+  others_first = true;
+  to_scheduler();
+}
 
 [[noreturn]] void fail(const std::string& why) {
   if (block->failure.empty()) {
@@ -40,8 +52,12 @@ bool run_warp(Warp& warp) {
       if (lane->meeting != Meeting::none) continue;
       any = moved = true;
       block->running = lane;
-      swapcontext(&block->scheduler, &lane->context);
+      swapcontext(&scheduler, &lane->context);
       if (!block->failure.empty()) return true;
+      if (others_first) {
+        others_first = false;
+        return true;
+      }
     }
   }
   return any;
@@ -53,9 +69,7 @@ void release(Meeting kind) {
   }
 }
 
-void run_block() {
-  Block& b = *block;
-  const size_t warps = b.warps.size();
+void start(Block& b) {
   for (Lane& lane : b.lanes) {
     getcontext(&lane.context);
     lane.context.uc_stack.ss_sp = lane.stack.get();
@@ -74,30 +88,105 @@ void run_block() {
   b.barriers.clear();
   b.writers.assign(b.shared_bytes / 16 + 1, {});
   std::memset(b.shared, 0xFF, b.shared_bytes);
-  while (true) {
-    bool moved = false;
-    for (size_t i = 0; i < warps; ++i) moved |= run_warp(b.warps[b.order.reverse ? warps - 1 - i : i]);
-    if (!b.failure.empty()) return;
-    if (moved) continue;
-    size_t done = 0, all = 0, part = 0;
+}
+
+// Lets those go on for whom all came that they wait for.
+void release_block(Block& b) {
+  size_t all = 0, part = 0;
+  for (const Lane& lane : b.lanes) {
+    all += lane.meeting == Meeting::block;
+    part += lane.meeting == Meeting::part;
+  }
+  if (all == b.lanes.size()) release(Meeting::block);
+  if (part > 0 && part == static_cast<size_t>(b.part)) release(Meeting::part);
+}
+
+bool release_cluster(std::vector<Block>& cluster) {
+  for (const Block& b : cluster) {
     for (const Lane& lane : b.lanes) {
-      done += lane.finished;
-      all += lane.meeting == Meeting::block;
-      part += lane.meeting == Meeting::part;
+      if (lane.meeting != Meeting::cluster) return false;
     }
-    if (done == b.lanes.size()) return check_groups();
-    if (all == b.lanes.size()) {
-      release(Meeting::block);
-    } else if (part > 0 && part == static_cast<size_t>(b.part)) {
-      release(Meeting::part);
-    } else if (!b.boxes.empty()) {
-      // as late as may be: when nothing else moves
-      land_box();
-    } else {
-      b.failure = "emulated kernel: of " + std::to_string(b.lanes.size()) + " threads " + std::to_string(all + part) +
-                  " wait at a barrier and " + std::to_string(done) + " have finished; the rest hang";
+  }
+  for (Block& b : cluster) {
+    block = &b;
+    release(Meeting::cluster);
+  }
+  return true;
+}
+
+// Runs the first warp that can move, or the last.
+bool run_one(std::vector<Block>& cluster, bool reverse) {
+  const size_t blocks = cluster.size();
+  for (size_t k = 0; k < blocks; ++k) {
+    block = &cluster[reverse ? blocks - 1 - k : k];
+    const size_t warps = block->warps.size();
+    for (size_t i = 0; i < warps; ++i) {
+      if (run_warp(block->warps[reverse ? warps - 1 - i : i])) return true;
+    }
+  }
+  return false;
+}
+
+// Lets those of the first, or the last, warp go on that arrived somewhere; whether there were any.
+bool resume(std::vector<Block>& cluster, bool reverse) {
+  const size_t blocks = cluster.size();
+  for (size_t k = 0; k < blocks; ++k) {
+    std::vector<Warp>& warps = cluster[reverse ? blocks - 1 - k : k].warps;
+    for (size_t i = 0; i < warps.size(); ++i) {
+      bool any = false;
+      for (Lane* lane : warps[reverse ? warps.size() - 1 - i : i].lanes) {
+        if (lane->meeting != Meeting::arrived) continue;
+        lane->meeting = Meeting::none;
+        any = true;
+      }
+      if (any) return true;
+    }
+  }
+  return false;
+}
+
+// One copy of a box, or parcel, of any block; whether there was any.
+bool land_any(std::vector<Block>& cluster, bool reverse) {
+  const size_t blocks = cluster.size();
+  for (size_t k = 0; k < blocks; ++k) {
+    block = &cluster[reverse ? blocks - 1 - k : k];
+    if (land_one()) return true;
+  }
+  return false;
+}
+
+// The blocks of a cluster. What may be late, is until nothing else moves: in order copies are the last, in reverse the
+// threads that arrived.
+void run_cluster(std::vector<Block>& cluster) {
+  const bool reverse = cluster[0].order.reverse;
+  for (Block& b : cluster) start(b);
+  while (true) {
+    if (run_one(cluster, reverse)) {
+      if (!block->failure.empty()) return;
+      release_block(*block);
+      continue;
+    }
+    if (!reverse && resume(cluster, reverse)) continue;
+    if (release_cluster(cluster) || land_any(cluster, reverse)) continue;
+    if (reverse && resume(cluster, reverse)) continue;
+    size_t done = 0, waiting = 0, threads = 0;
+    for (Block& b : cluster) {
+      threads += b.lanes.size();
+      for (const Lane& lane : b.lanes) {
+        done += lane.finished;
+        waiting += !lane.finished && lane.meeting != Meeting::none && lane.meeting != Meeting::barrier;
+      }
+    }
+    if (done == threads) {
+      for (Block& b : cluster) {
+        block = &b;
+        check_groups();
+      }
       return;
     }
+    block->failure = "emulated kernel: of " + std::to_string(threads) + " threads " + std::to_string(waiting) +
+                     " wait at a barrier and " + std::to_string(done) + " have finished; the rest hang";
+    return;
   }
 }
 
@@ -220,35 +309,47 @@ void load(uint32_t (&d)[4], uint32_t offset, bool transposed) {
 
 }  // namespace
 
-Counters run(Grid grid, int threads, size_t shared_bytes, Order order, const std::function<void()>& kernel) {
+Counters run(Grid grid, int cluster, int threads, size_t shared_bytes, Order order, const std::function<void()>& kernel) {
   if (threads <= 0 || threads % 32) throw std::runtime_error("emulated kernel: a block must be of whole warps");
-  Block b;
-  b.lanes = std::vector<Lane>(static_cast<size_t>(threads));
-  b.warps = std::vector<Warp>(static_cast<size_t>(threads / 32));
-  b.storage.resize(shared_bytes + 1024);
-  b.shared = b.storage.data() + (1024 - reinterpret_cast<uintptr_t>(b.storage.data()) % 1024);
-  b.shared_bytes = shared_bytes;
-  b.order = order;
-  b.kernel = &kernel;
-  for (int i = 0; i < threads; ++i) {
-    Lane& lane = b.lanes[static_cast<size_t>(i)];
-    lane.stack = std::make_unique<char[]>(kStack);
-    lane.thread = i;
-    lane.warp = &b.warps[static_cast<size_t>(i / 32)];
-    lane.warp->lanes[i % 32] = &lane;
+  if (cluster <= 0 || grid.parts % cluster) throw std::runtime_error("emulated kernel: a grid must be of whole clusters");
+  std::vector<Block> blocks(static_cast<size_t>(cluster));
+  for (Block& b : blocks) {
+    b.lanes = std::vector<Lane>(static_cast<size_t>(threads));
+    b.warps = std::vector<Warp>(static_cast<size_t>(threads / 32));
+    b.storage.resize(shared_bytes + 1024);
+    b.shared = b.storage.data() + (1024 - reinterpret_cast<uintptr_t>(b.storage.data()) % 1024);
+    b.shared_bytes = shared_bytes;
+    b.order = order;
+    b.kernel = &kernel;
+    b.cluster = &blocks;
+    for (int i = 0; i < threads; ++i) {
+      Lane& lane = b.lanes[static_cast<size_t>(i)];
+      lane.stack = std::make_unique<char[]>(kStack);
+      lane.thread = i;
+      lane.warp = &b.warps[static_cast<size_t>(i / 32)];
+      lane.warp->lanes[i % 32] = &lane;
+    }
   }
-  block = &b;
+  std::string failure;
   for (int x = 0; x < grid.memories; ++x) {
     for (int y = 0; y < grid.heads; ++y) {
-      for (int z = 0; z < grid.parts && b.failure.empty(); ++z) {
-        b.index = {x, y, z};
-        run_block();
+      for (int z = 0; z < grid.parts && failure.empty(); z += cluster) {
+        for (int i = 0; i < cluster; ++i) blocks[static_cast<size_t>(i)].index = {x, y, z + i};
+        run_cluster(blocks);
+        for (const Block& b : blocks) {
+          if (failure.empty()) failure = b.failure;
+        }
       }
     }
   }
   block = nullptr;
-  if (!b.failure.empty()) throw std::runtime_error(b.failure);
-  return b.counters;
+  if (!failure.empty()) throw std::runtime_error(failure);
+  Counters all;
+  for (const Block& b : blocks) {
+    all.products += b.counters.products;
+    all.conflicts += b.counters.conflicts;
+  }
+  return all;
 }
 
 float widen(uint32_t x, bool f16) { return f16 ? from_f16(x & 0xFFFF) : from_bf16(x & 0xFFFF); }

@@ -3,8 +3,8 @@
 //
 // What it is strict about: all lanes of a warp must meet at the same instruction and all threads at the same barrier;
 // shared memory starts as NaN; accesses must be aligned and inside; an asynchronous copy lands either as late as its
-// wait allows or at once, and warps run either in order or in reverse, each as far as it can: a missing wait or barrier
-// shows as a wrong number in one of the four. So does wgmma, which reads its operands when it is waited for and leaves NaN
+// wait allows or at once, and the first warp that can move does, or the last; where copies are late, a thread that arrives
+// at a barrier in shared memory goes on last. A missing wait or barrier shows as a wrong number in one of the four. So does wgmma, which reads its operands when it is waited for and leaves NaN
 // in its accumulators until then, or at once; and copies of boxes, which leave NaN until nothing else can move. What a
 // thread wrote itself wgmma must not read before that thread's fence.
 #pragma once
@@ -27,8 +27,9 @@ struct Counters {
   int64_t products = 0, conflicts = 0;  // mma instructions; ldmatrix phases that meet a bank twice
 };
 
-// Runs every block of a grid; throws std::runtime_error where the kernel breaks a rule above.
-Counters run(Grid grid, int threads, size_t shared_bytes, Order order, const std::function<void()>& kernel);
+// Runs every block of a grid, `cluster` parts of a (memory, head) together; throws std::runtime_error where the kernel
+// breaks a rule above.
+Counters run(Grid grid, int cluster, int threads, size_t shared_bytes, Order order, const std::function<void()>& kernel);
 
 int thread_index();
 int thread_count();
@@ -102,10 +103,20 @@ void fence_barriers();
 void fence_shared();
 void copy_box(Shared, uint32_t offset, const QueryMap& map, int column, int head, int query, int memory,
               uint32_t barrier);
+// Between the blocks of a cluster, which are parts `rank` of it.
+void cluster_barrier();
+void send_words(Shared, int rank, uint32_t offset, const uint32_t (&words)[4], uint32_t barrier);
+void barrier_arrive_at(Shared, int rank, uint32_t barrier);
 void group_fence();
 void group_commit();
-void group_wait();
-// `left`: registers of the left operand, or null: `a` describes it in shared memory, and b's rows are those of k^T
-void group_multiply(float* sums, int column_tiles, const uint32_t* left, uint64_t a, uint64_t b, int add, bool f16);
+void group_wait(int left);
+// An operand in shared memory: its descriptor, and whether its rows of m or n lie next to each other, not those of k.
+struct GroupOperand {
+  uint64_t descriptor;
+  bool columns;
+};
+// `left`: registers of the left operand, or null: `a` is
+void group_multiply(float* sums, int column_tiles, const uint32_t* left, GroupOperand a, GroupOperand b, int add,
+                    bool f16);
 
 }  // namespace carzero::cuda::emulation

@@ -11,8 +11,9 @@
 
 namespace carzero::cuda::emulation {
 
-// What a lane waits in: for its warp, for others of the block, or for a barrier in shared memory.
-enum class Meeting { none, shuffle, ballot, load, product, group, block, part, barrier };
+// What a lane waits in: for its warp, for others of the block or cluster, for a barrier in shared memory, or, having arrived at
+// one, until nobody else can go on.
+enum class Meeting { none, shuffle, ballot, load, product, group, block, part, cluster, barrier, arrived };
 
 struct Copy {
   uint32_t offset;
@@ -40,7 +41,7 @@ struct Lane {
   // the wgmma that it issues: accumulators, left operand in registers or null
   float* sums = nullptr;
   const uint32_t* left = nullptr;
-  uint64_t descriptors[2] = {};
+  GroupOperand operands[2] = {};
   // accumulators in flight, as they will be
   std::map<float*, std::vector<float>> flying;
 };
@@ -49,7 +50,7 @@ struct Lane {
 struct GroupProduct {
   float* sums[32];
   const uint32_t* left[32];
-  uint64_t a, b;
+  GroupOperand a, b;
   int column_tiles;
   bool add, f16;
 };
@@ -59,7 +60,8 @@ struct Warp {
   int arrived = 0;
   bool fenced = false;   // wgmma.fence since the last wait
   int64_t products = 0;  // wgmma, of which all four warps must issue the same number
-  std::vector<GroupProduct> open, committed;
+  std::vector<GroupProduct> open;
+  std::deque<std::vector<GroupProduct>> committed;
 };
 
 // An mbarrier: arrivals of a phase, those still to come, bytes that copies still owe, phases that are over.
@@ -75,6 +77,11 @@ struct Box {
   int at[4];
 };
 
+// 16 bytes on their way from another block of the cluster.
+struct Parcel {
+  uint32_t offset, words[4], barrier;
+};
+
 struct Block {
   std::vector<Lane> lanes;
   std::vector<Warp> warps;
@@ -83,13 +90,14 @@ struct Block {
   size_t shared_bytes = 0;
   Grid index{};
   Order order;
-  ucontext_t scheduler{};
   Lane* running = nullptr;
   std::string failure;
   Counters counters;
   const std::function<void()>* kernel = nullptr;
   std::map<uint32_t, Barrier> barriers;
   std::deque<Box> boxes;
+  std::deque<Parcel> parcels;
+  std::vector<Block>* cluster = nullptr;  // the blocks that run together, this one among them
   int part = 0;  // threads that a part's barrier waits for
   // who wrote 16 bytes of shared memory last, and how many fences it had made
   struct Writer {
@@ -102,13 +110,15 @@ struct Block {
 extern Block* block;
 
 void to_scheduler();
+// After an arrival at a barrier: those who waited for it go first, unless copies are eager, and so is this.
+void let_others();
 [[noreturn]] void fail(const std::string& why);
 float widen(uint32_t x, bool f16);
 
 // Whether the barrier that a lane waits for lets it go on.
 bool barrier_open(const Lane& lane);
-// Carries out one copy of a box that has not landed yet.
-void land_box();
+// Carries out one copy of a box, or one parcel, that has not landed yet; whether there was any.
+bool land_one();
 // Fails unless the four warps of each group issued the same number of wgmma.
 void check_groups();
 

@@ -2,6 +2,7 @@
 // the PTX ISA lays them out; that all four warps issue the same number is checked at the end of the block.
 #include <cstring>
 #include <limits>
+#include <set>
 
 #include "emulate_block.h"
 
@@ -35,20 +36,21 @@ struct Matrix {
   uint32_t at(int r, int byte) const {
     return address + static_cast<uint32_t>(r / 8) * rows8_bytes + static_cast<uint32_t>(r % 8 * 128 + byte);
   }
+  // element (i, k), i of m or n, as the operand has it
+  uint32_t at(int i, int k, bool columns) const {
+    return columns ? at(k, i % 64 * 2) + static_cast<uint32_t>(i / 64) * panel_bytes : at(i, 2 * k);
+  }
 };
 
 void carry_out(Warp& warp, const GroupProduct& p) {
-  const Matrix b(p.b);
+  const Matrix b(p.b.descriptor);
   const int warp_rows = warp.lanes[0]->thread / 32 % 4 * 16, columns = p.column_tiles * 8;
   float A[16][16];
   std::vector<float> B(static_cast<size_t>(columns) * 16);
   if (p.left[0] == nullptr) {
-    const Matrix a(p.a);
+    const Matrix a(p.a.descriptor);
     for (int r = 0; r < 16; ++r) {
-      for (int k = 0; k < 16; ++k) A[r][k] = element(a.at(warp_rows + r, 2 * k), p.f16);
-    }
-    for (int n = 0; n < columns; ++n) {
-      for (int k = 0; k < 16; ++k) B[static_cast<size_t>(n * 16 + k)] = element(b.at(n, 2 * k), p.f16);
+      for (int k = 0; k < 16; ++k) A[r][k] = element(a.at(warp_rows + r, k, p.a.columns), p.f16);
     }
   } else {
     for (int l = 0; l < 32; ++l) {
@@ -59,12 +61,9 @@ void carry_out(Warp& warp, const GroupProduct& p) {
         }
       }
     }
-    for (int n = 0; n < columns; ++n) {
-      for (int k = 0; k < 16; ++k) {
-        B[static_cast<size_t>(n * 16 + k)] =
-            element(b.at(k, n % 64 * 2) + static_cast<uint32_t>(n / 64) * b.panel_bytes, p.f16);
-      }
-    }
+  }
+  for (int n = 0; n < columns; ++n) {
+    for (int k = 0; k < 16; ++k) B[static_cast<size_t>(n * 16 + k)] = element(b.at(n, k, p.b.columns), p.f16);
   }
   for (int l = 0; l < 32; ++l) {
     const int g = l >> 2, t = l & 3;
@@ -79,11 +78,6 @@ void carry_out(Warp& warp, const GroupProduct& p) {
       }
     }
   }
-}
-
-void complete(Warp& warp, std::vector<GroupProduct>& products) {
-  for (const GroupProduct& each : products) carry_out(warp, each);
-  products.clear();
 }
 
 void arrived(Barrier& barrier) {
@@ -117,22 +111,66 @@ void land(const Box& box) {
   arrived(barrier);
 }
 
+void arrive(uint32_t barrier) {
+  Barrier& b = barrier_at(barrier);
+  if (--b.pending < 0) fail("more arrivals at a barrier than it expects");
+  arrived(b);
+}
+
+void land(const Parcel& parcel) {
+  std::memcpy(shared_at(parcel.offset, 16, 16), parcel.words, 16);
+  Barrier& barrier = barrier_at(parcel.barrier);
+  barrier.bytes -= 16;
+  arrived(barrier);
+}
+
+// The first or the last of what is on its way.
+template <class Item>
+Item take(std::deque<Item>& items, bool last) {
+  const Item item = last ? items.back() : items.front();
+  if (last) {
+    items.pop_back();
+  } else {
+    items.pop_front();
+  }
+  return item;
+}
+
+// Does something in another block of the cluster.
+template <class Act>
+void in_block(int rank, Act act) {
+  Block* const here = block;
+  Block& there = here->cluster->at(static_cast<size_t>(rank));
+  bool over = true;
+  for (const Lane& lane : there.lanes) over = over && lane.finished;
+  if (over) fail("access to another block's shared memory after its end");
+  there.running = here->running;
+  block = &there;
+  act();
+  block = here;
+}
+
 }  // namespace
 
 bool barrier_open(const Lane& lane) { return block->barriers.at(lane.in[0]).phase != lane.argument; }
 
-void land_box() {
-  const Box box = block->order.reverse ? block->boxes.back() : block->boxes.front();
-  if (block->order.reverse) {
-    block->boxes.pop_back();
-  } else {
-    block->boxes.pop_front();
+bool land_one() {
+  Block& b = *block;
+  if (!b.boxes.empty()) {
+    land(take(b.boxes, b.order.reverse));
+    return true;
   }
-  land(box);
+  if (!b.parcels.empty()) {
+    land(take(b.parcels, b.order.reverse));
+    return true;
+  }
+  return false;
 }
 
 void check_groups() {
-  if (!block->boxes.empty()) block->failure = "emulated kernel: a block ended before its copies landed";
+  if (!block->boxes.empty() || !block->parcels.empty()) {
+    block->failure = "emulated kernel: a block ended before its copies landed";
+  }
   for (size_t i = 0; i < block->warps.size(); ++i) {
     const Warp& warp = block->warps[i];
     if (!warp.open.empty() || !warp.committed.empty()) block->failure = "emulated kernel: wgmma was not waited for";
@@ -148,18 +186,36 @@ void part_barrier(int threads) {
   to_scheduler();
 }
 
+void cluster_barrier() {
+  block->running->meeting = Meeting::cluster;
+  to_scheduler();
+}
+
+void send_words(Shared, int rank, uint32_t offset, const uint32_t (&words)[4], uint32_t barrier) {
+  const Parcel parcel{offset, {words[0], words[1], words[2], words[3]}, barrier};
+  in_block(rank, [&] {
+    barrier_at(barrier);
+    if (block->order.eager) return land(parcel);
+    std::memset(shared_at(offset, 16, 16), 0xFF, 16);
+    block->parcels.push_back(parcel);
+  });
+}
+void barrier_arrive_at(Shared, int rank, uint32_t barrier) {
+  in_block(rank, [&] { arrive(barrier); });
+  let_others();
+}
+
 void barrier_init(Shared, uint32_t barrier, int arrivals) {
   shared_at(barrier, 8, 8);
   block->barriers[barrier] = {arrivals, arrivals, 0, 0};
 }
 void barrier_arrive(Shared, uint32_t barrier) {
-  Barrier& b = barrier_at(barrier);
-  if (--b.pending < 0) fail("more arrivals at a barrier than it expects");
-  arrived(b);
+  arrive(barrier);
+  let_others();
 }
-void barrier_expect(Shared s, uint32_t barrier, uint32_t bytes) {
+void barrier_expect(Shared, uint32_t barrier, uint32_t bytes) {
   barrier_at(barrier).bytes += bytes;
-  barrier_arrive(s, barrier);
+  arrive(barrier);
 }
 void barrier_wait(Shared, uint32_t barrier, int parity) {
   Lane& lane = *block->running;
@@ -186,12 +242,13 @@ void group_fence() {
   meet(Meeting::group, [](Warp& warp) { warp.fenced = true; });
 }
 
-void group_multiply(float* sums, int column_tiles, const uint32_t* left, uint64_t a, uint64_t b, int add, bool f16) {
+void group_multiply(float* sums, int column_tiles, const uint32_t* left, GroupOperand a, GroupOperand b, int add,
+                    bool f16) {
   Lane& lane = *block->running;
   lane.sums = sums;
   lane.left = left;
-  lane.descriptors[0] = a;
-  lane.descriptors[1] = b;
+  lane.operands[0] = a;
+  lane.operands[1] = b;
   if (lane.flying.find(sums) == lane.flying.end()) {
     lane.flying[sums].assign(sums, sums + 4 * column_tiles);
     std::fill(sums, sums + 4 * column_tiles, std::numeric_limits<float>::quiet_NaN());
@@ -202,7 +259,8 @@ void group_multiply(float* sums, int column_tiles, const uint32_t* left, uint64_
     for (int l = 0; l < 32; ++l) {
       product.sums[l] = warp.lanes[l]->sums;
       product.left[l] = warp.lanes[l]->left;
-      if (warp.lanes[l]->descriptors[0] != a || warp.lanes[l]->descriptors[1] != b) {
+      if (warp.lanes[l]->operands[0].descriptor != a.descriptor ||
+          warp.lanes[l]->operands[1].descriptor != b.descriptor) {
         fail("lanes of one warp describe different matrices");
       }
     }
@@ -215,24 +273,37 @@ void group_multiply(float* sums, int column_tiles, const uint32_t* left, uint64_
 
 void group_commit() {
   meet(Meeting::group, [](Warp& warp) {
-    warp.committed.insert(warp.committed.end(), warp.open.begin(), warp.open.end());
+    warp.committed.push_back(std::move(warp.open));
     warp.open.clear();
   });
 }
 
-void group_wait() {
+void group_wait(int left) {
+  block->running->argument = left;
   meet(Meeting::group, [](Warp& warp) {
-    if (block->order.eager) {
-      warp.committed.clear();
-    } else {
-      complete(warp, warp.committed);
+    while (static_cast<int>(warp.committed.size()) > warp.lanes[0]->argument) {
+      // when eager they were carried out as they were issued
+      if (!block->order.eager) {
+        for (const GroupProduct& each : warp.committed.front()) carry_out(warp, each);
+      }
+      warp.committed.pop_front();
     }
     warp.fenced = false;
-    // what is not committed stays in flight
-    if (!warp.open.empty()) return;
+    // the sums of what is still in flight stay NaN
+    std::set<const float*> busy;
+    for (const GroupProduct& each : warp.open) busy.insert(each.sums, each.sums + 32);
+    for (const auto& group : warp.committed) {
+      for (const GroupProduct& each : group) busy.insert(each.sums, each.sums + 32);
+    }
     for (Lane* lane : warp.lanes) {
-      for (const auto& [sums, values] : lane->flying) std::memcpy(sums, values.data(), values.size() * sizeof(float));
-      lane->flying.clear();
+      for (auto each = lane->flying.begin(); each != lane->flying.end();) {
+        if (busy.count(each->first)) {
+          ++each;
+          continue;
+        }
+        std::memcpy(each->first, each->second.data(), each->second.size() * sizeof(float));
+        each = lane->flying.erase(each);
+      }
     }
   });
 }

@@ -8,6 +8,7 @@
 
 #include "backward_keys.h"
 #include "backward_queries.h"
+#include "backward_wgmma.h"
 #include "forward.h"
 #include "forward_wgmma.h"
 #include "plan.h"
@@ -68,6 +69,24 @@ void wgmma_kernel(const ForwardCall& call, int variant, const QueryMap& queries)
   throw std::runtime_error("no such kernel");
 }
 
+template <class T>
+void wgmma_backward_kernel(const BackwardCall& call, const Launch& plan, const QueryMap& queries, const QueryMap& gradients) {
+#define CARZERO_CASE(kTiles, kPair)                                              \
+  if (plan.variant == kTiles && kPair == (plan.cluster == 2)) {                  \
+    return attention_backward_wgmma<T, kTiles, kPair>(call, queries, gradients); \
+  }
+  CARZERO_BACKWARD_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  throw std::runtime_error("no such kernel");
+}
+
+QueryMap map_tensor(const void* from, const QueryTensor& tensor) {
+  QueryMap map{static_cast<const uint16_t*>(from), {}, {}};
+  std::copy_n(tensor.sizes, 4, map.sizes);
+  std::copy_n(tensor.strides, 3, map.strides);
+  return map;
+}
+
 void launch(const Launch& plan, Run& run, const std::function<void()>& kernel) {
   run.variant = plan.variant;
   run.blocks = static_cast<int64_t>(plan.grid.memories) * plan.grid.heads * plan.grid.parts;
@@ -76,7 +95,7 @@ void launch(const Launch& plan, Run& run, const std::function<void()>& kernel) {
   run.wgmma = plan.wgmma;
   if (run.blocks == 0) throw std::runtime_error("no kernel fits");
   const emulation::Order order{run.reverse != 0, run.eager != 0};
-  const auto counters = emulation::run(plan.grid, plan.threads, plan.shared, order, kernel);
+  const auto counters = emulation::run(plan.grid, plan.cluster, plan.threads, plan.shared, order, kernel);
   run.products += counters.products;
   run.conflicts += counters.conflicts;
 }
@@ -113,10 +132,7 @@ const char* carzero_emulated_forward(ForwardCall* call, Run* run) {
     const Launch plan =
         plan_forward(*call, run->absorbed != 0, {run->shared_bytes, run->multiprocessors, run->wgmma != 0});
     if (plan.wgmma) {
-      const QueryTensor tensor = query_tensor(*call);
-      QueryMap queries{static_cast<const uint16_t*>(call->q), {}, {}};
-      std::copy_n(tensor.sizes, 4, queries.sizes);
-      std::copy_n(tensor.strides, 3, queries.strides);
+      const QueryMap queries = map_tensor(call->q, query_tensor(*call, call->q_memory, call->q_row));
       const auto kernel = run->f16 ? wgmma_kernel<F16> : wgmma_kernel<Bf16>;
       launch(plan, *run, [&] { kernel(*call, plan.variant, queries); });
       return;
@@ -127,17 +143,22 @@ const char* carzero_emulated_forward(ForwardCall* call, Run* run) {
   });
 }
 
-const char* carzero_emulated_backward_queries(BackwardCall* call, Run* run) {
+// As library.cpp does; `runs` of one or two kernels.
+const char* carzero_emulated_backward(BackwardCall* call, Run* runs) {
   return guarded([&] {
-    const Launch plan = plan_backward_queries(*call, {run->shared_bytes, run->multiprocessors, false});
-    launch(plan, *run, run->f16 ? query_kernel<F16>(plan.variant, plan.collapsed) : query_kernel<Bf16>(plan.variant, plan.collapsed), *call);
-  });
-}
-
-const char* carzero_emulated_backward_keys(BackwardCall* call, Run* run) {
-  return guarded([&] {
-    const Launch plan = plan_backward_keys(*call, {run->shared_bytes, run->multiprocessors, false});
-    launch(plan, *run, run->f16 ? key_kernel<F16>(plan.variant) : key_kernel<Bf16>(plan.variant), *call);
+    const bool f16 = runs[0].f16 != 0;
+    const Device device{runs[0].shared_bytes, runs[0].multiprocessors, runs[0].wgmma != 0};
+    Launch plan = plan_backward_wgmma(*call, device);
+    if (plan.wgmma) {
+      const QueryMap queries = map_tensor(call->q, query_tensor(*call, call->q_memory, call->q_row));
+      const QueryMap gradients = map_tensor(call->d_out, query_tensor(*call, call->out_memory, call->out_row));
+      const auto kernel = f16 ? wgmma_backward_kernel<F16> : wgmma_backward_kernel<Bf16>;
+      return launch(plan, runs[0], [&] { kernel(*call, plan, queries, gradients); });
+    }
+    plan = plan_backward_queries(*call, device);
+    launch(plan, runs[0], f16 ? query_kernel<F16>(plan.variant, plan.collapsed) : query_kernel<Bf16>(plan.variant, plan.collapsed), *call);
+    plan = plan_backward_keys(*call, device);
+    launch(plan, runs[1], f16 ? key_kernel<F16>(plan.variant) : key_kernel<Bf16>(plan.variant), *call);
   });
 }
 

@@ -69,7 +69,7 @@ CARZERO_DEVICE void attention_forward(const ForwardCall& c) {
     copy_wait<1>();
     block_barrier();
     if (c.dropout.threshold && c.count != nullptr) {
-      mark_collapsed<kTiles>(s, place);
+      mark_collapsed<kTiles>(s, place.counts, place.collapsed);
       block_barrier();
     }
 

@@ -92,7 +92,7 @@ CARZERO_DEVICE void attention_forward_wgmma(const ForwardCall& c, const QueryMap
     fence_shared();
     part_barrier(threads);
     if (c.dropout.threshold && c.count != nullptr) {
-      mark_collapsed<kTiles>(s, place.rows, threads);
+      mark_collapsed<kTiles>(s, place.rows.counts, place.rows.collapsed, threads);
       part_barrier(threads);
     }
 

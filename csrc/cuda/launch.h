@@ -15,5 +15,6 @@ extern const Kernels bf16_kernels, f16_kernels;
 
 // Where Launch::wgmma says so. Defined in kernels_wgmma.cu, which is built where sm_90a is a target (CARZERO_CUDA_WGMMA).
 cudaError_t forward_wgmma(const ForwardCall&, const Launch&, bool f16, cudaStream_t);
+cudaError_t backward_wgmma(const BackwardCall&, const Launch&, bool f16, cudaStream_t);
 
 }  // namespace carzero::cuda

@@ -124,6 +124,9 @@ CARZERO_HOST_DEVICE uint64_t matrix_descriptor(uint32_t address, uint32_t panel_
          (eight_rows >> 4) << 32 | swizzle_128 << 62;
 }
 
+// The descriptor of the same layout `bytes`, a multiple of 16, further on.
+CARZERO_HOST_DEVICE uint64_t moved(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
+
 // Shared memory of the backward kernel that owns queries: `rows` keys and values at a time, tables of all `columns`, the
 // log-sum-exps and row sums of each warp's 16 queries.
 struct QueryShared {
@@ -159,5 +162,59 @@ CARZERO_HOST_DEVICE KeyShared key_shared(int keys, int queries, int panels) {
   s.bytes = s.shares + static_cast<uint32_t>(keys / 16 * queries / 16) * kSharesBytes;
   return s;
 }
+
+// Shared memory of the backward kernel of sm_90a: keys and values, padded to whole steps of 16; two stages of 64 queries and
+// as many output gradients; of those 64 the rounded weights and the gradients of their scores, whose columns are keys. All
+// these begin at multiples of 1024 bytes. Then tables of the keys, for each stage one of its queries (log-sum-exps, sums, a
+// bit for each weight that dropout keeps), three barriers a stage, and two of a pair of blocks. Sums that one of the pair
+// sends lie where the other's weights were, and beyond.
+inline constexpr int kBackwardGroups = 3, kBackwardStages = 2, kBackwardKeys = 104;
+// A block's keys: a multiple of 8, which dropout's blocks are.
+CARZERO_HOST_DEVICE int backward_keys(int rows) {
+  return ceil_div(ceil_div(rows, ceil_div(rows, kBackwardKeys)), 8) * 8;
+}
+// Eight bytes of kept bits for a group's keys of one query.
+inline constexpr int kKeptBytes = 8;
+struct BackwardShared {
+  uint32_t values, stages, gradients, stage_bytes, weights, d_scores, bias, counts, collapsed, tables, delta,
+      kept, table_bytes, barriers, free, arrived, bytes;
+};
+// Sixteen numbers of each of three groups' threads.
+inline constexpr uint32_t kSentBytes = kBackwardGroups * kGroupThreads * 64;
+CARZERO_HOST_DEVICE BackwardShared backward_shared(int key_tiles, bool pair) {
+  const int rows = ceil_div(key_tiles, 2) * 16;
+  BackwardShared s{};
+  s.values = matrix_bytes(rows, kBackwardGroups);
+  s.stages = 2 * s.values;
+  s.gradients = matrix_bytes(kGroupRows, kBackwardGroups);
+  s.stage_bytes = 2 * s.gradients;
+  const uint32_t weights_bytes = matrix_bytes(kGroupRows, ceil_div(key_tiles, 8));
+  s.d_scores = s.stages + kBackwardStages * s.stage_bytes;
+  s.weights = s.d_scores + weights_bytes;
+  s.bias = s.weights + (pair ? kSentBytes : weights_bytes);
+  s.counts = s.bias + static_cast<uint32_t>(rows) * 4;
+  s.collapsed = s.counts + static_cast<uint32_t>(rows) * 4;
+  s.tables = (s.collapsed + static_cast<uint32_t>(rows / 16) * 4 + 15) / 16 * 16;
+  s.delta = kGroupRows * 4;
+  s.kept = 2 * s.delta;
+  s.table_bytes = s.kept + kBackwardGroups * kGroupRows * kKeptBytes;
+  s.barriers = s.tables + kBackwardStages * s.table_bytes;
+  s.free = s.barriers + kBackwardStages * 24;
+  s.arrived = s.free + 8;
+  s.bytes = s.arrived + 8;
+  return s;
+}
+CARZERO_HOST_DEVICE uint32_t stage_at(const BackwardShared& s, int i) {
+  return s.stages + static_cast<uint32_t>(i) * s.stage_bytes;
+}
+CARZERO_HOST_DEVICE uint32_t table_at(const BackwardShared& s, int i) {
+  return s.tables + static_cast<uint32_t>(i) * s.table_bytes;
+}
+// Barriers of a stage: its matrices have landed, its table is written, nobody reads either any more.
+CARZERO_HOST_DEVICE uint32_t full_at(const BackwardShared& s, int i) {
+  return s.barriers + static_cast<uint32_t>(i) * 24;
+}
+CARZERO_HOST_DEVICE uint32_t ready_at(const BackwardShared& s, int i) { return full_at(s, i) + 8; }
+CARZERO_HOST_DEVICE uint32_t empty_at(const BackwardShared& s, int i) { return full_at(s, i) + 16; }
 
 }  // namespace carzero::cuda

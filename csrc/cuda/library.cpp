@@ -199,7 +199,7 @@ void attention_backward_op(const Tensor d_out, const Tensor q, const Tensor k, c
                            const Tensor logsumexp, int64_t heads, double scale, const MaybeTensor count,
                            const Tensor delta, const Tensor d_q, const Tensor d_k, const Tensor d_v,
                            const MaybeTensor seed, const MaybeTensor memory_index, const MaybeTensor query_index,
-                           int64_t threshold, int64_t layer, int64_t direction) {
+                           int64_t threshold, int64_t layer, int64_t direction, bool wgmma) {
   BackwardCall c{};
   const int64_t width = heads > 0 ? q.size(2) / heads : 0;
   fill(c, q, k, v, heads, k.size(1), width, kMaxRows, kMaxWidth, scale, count);
@@ -235,14 +235,20 @@ void attention_backward_op(const Tensor d_out, const Tensor q, const Tensor k, c
 
   const int index = q.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
-  const Device device = device_of(index);
+  Device device = device_of(index);
+  device.wgmma = device.wgmma && wgmma;
   const cudaStream_t stream = current_stream(index);
-  Launch plan = plan_backward_queries(c, device);
+  const Kernels& kernels = kernels_of(q);
+  Launch plan = plan_backward_wgmma(c, device);
+#ifdef CARZERO_CUDA_WGMMA
+  if (plan.wgmma) return check(backward_wgmma(c, plan, &kernels == &f16_kernels, stream), what);
+#endif
+  plan = plan_backward_queries(c, device);
   check_fits(plan, device, what);
-  check(kernels_of(q).backward_queries(c, plan, stream), what);
+  check(kernels.backward_queries(c, plan, stream), what);
   plan = plan_backward_keys(c, device);
   check_fits(plan, device, what);
-  check(kernels_of(q).backward_keys(c, plan, stream), what);
+  check(kernels.backward_keys(c, plan, stream), what);
 }
 
 #define CARZERO_MASKS_SCHEMA \
@@ -261,7 +267,7 @@ STABLE_TORCH_LIBRARY(carzero_cuda, m) {
   m.def(
       "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, int heads, "
       "float scale, Tensor? count, Tensor(a!) delta, Tensor(b!) d_q, Tensor(c!) d_k, Tensor(d!) d_v, "
-      CARZERO_DROPOUT_SCHEMA);
+      CARZERO_MASKS_SCHEMA ", bool wgmma=True) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(carzero_cuda, CUDA, m) {
   m.impl("attention_forward", TORCH_BOX(&attention_forward_op));

@@ -16,6 +16,9 @@ namespace carzero::cuda {
 #define CARZERO_ABSORBED_VARIANTS(X) X(4, 2, 8, 1)
 // X(tiles of 16 keys, panels of the head width) of the forward kernel of sm_90a
 #define CARZERO_WGMMA_VARIANTS(X) X(4, 3) X(7, 3) X(13, 3)
+// X(tiles of 8 keys of a block, whether two blocks share a memory's keys) of the backward kernel of sm_90a, which has three
+// panels
+#define CARZERO_BACKWARD_VARIANTS(X) X(8, false) X(13, false) X(8, true) X(13, true)
 // X(panels of the head width, panels of d_q made at a time, collapsed rows under dropout); the first that will do is taken
 #define CARZERO_QUERY_VARIANTS(X) X(1, 1, true) X(2, 2, true) X(3, 3, false) X(3, 2, true) X(4, 1, true)
 // X(panels of d_k and d_v made by a block)
@@ -32,10 +35,11 @@ struct Device {
 // What to launch; the grid is empty where the device's shared memory is too small for the call.
 struct Launch {
   Grid grid{0, 0, 0};
+  int cluster = 1;  // parts that run together
   int threads = 0;
   uint32_t shared = 0;
   int variant = 0;         // the first template argument above
-  bool wgmma = false;      // the forward kernel of sm_90a
+  bool wgmma = false;      // a kernel of sm_90a
   bool collapsed = false;  // whether a query kernel must know collapsed rows
 };
 
@@ -57,17 +61,19 @@ inline int split_queries(int64_t blocks, int tiles, int warps, const Device& dev
   return static_cast<int>(std::clamp<int64_t>((wanted + blocks - 1) / std::max<int64_t>(blocks, 1), 1, most));
 }
 
-// The queries of a call as a tensor of four axes, innermost first: columns of a head, heads, queries, memories. Its box,
-// 64 x 1 x 64 x 1, is a panel of a tile.
+// [memories, queries, heads, columns], as boxes are read of it: a box, 1 x 64 x 1 x 64, is a panel of a tile. Axes are told
+// innermost first.
 struct QueryTensor {
   uint64_t sizes[4], strides[3];  // in elements; in bytes, of all axes but the first
 };
-inline QueryTensor query_tensor(const ForwardCall& c) {
-  const bool shared = c.q_memory == 0;
-  const auto row = static_cast<uint64_t>(c.q_row) * 2, width = static_cast<uint64_t>(c.width);
+template <class Call>
+QueryTensor query_tensor(const Call& c, int64_t memory_stride, int64_t row_stride) {
+  // one memory, or one that all share
+  const bool single = memory_stride == 0 || c.memories == 1;
+  const auto row = static_cast<uint64_t>(row_stride) * 2, width = static_cast<uint64_t>(c.width);
   const auto queries = static_cast<uint64_t>(c.queries);
-  return {{width, static_cast<uint64_t>(c.heads), queries, shared ? 1 : static_cast<uint64_t>(c.memories)},
-          {width * 2, row, shared ? row * queries : static_cast<uint64_t>(c.q_memory) * 2}};
+  return {{width, static_cast<uint64_t>(c.heads), queries, single ? 1 : static_cast<uint64_t>(c.memories)},
+          {width * 2, row, single ? row * queries : static_cast<uint64_t>(memory_stride) * 2}};
 }
 
 // The kernel of sm_90a, where there is one for the call. Not for few rows, where reading queries and writing results is
@@ -160,6 +166,26 @@ inline Launch plan_backward_keys(BackwardCall& c, const Device& device) {
       return launch;
     }
   }
+  return launch;
+}
+
+// The kernel of sm_90a, which makes all gradients. As the forward not for few rows, nor for few queries.
+inline Launch plan_backward_wgmma(const BackwardCall& c, const Device& device) {
+  Launch launch;
+  const int keys = backward_keys(c.rows), blocks = ceil_div(c.rows, keys);
+  if (!device.wgmma || c.rows <= 32 || c.queries <= 32 || blocks > 2 || panel_count(c.width) != kBackwardGroups) {
+    return launch;
+  }
+#define CARZERO_CASE(kTiles, kPair) \
+  if (!launch.variant && keys <= 8 * kTiles && kPair == (blocks == 2)) launch.variant = kTiles;
+  CARZERO_BACKWARD_VARIANTS(CARZERO_CASE)
+#undef CARZERO_CASE
+  launch.shared = backward_shared(launch.variant, blocks == 2).bytes;
+  if (launch.shared > device.shared_bytes) return {};
+  launch.wgmma = true;
+  launch.cluster = blocks;
+  launch.threads = (kBackwardGroups + 1) * kGroupThreads;
+  launch.grid = {c.memories, c.heads, blocks};
   return launch;
 }
 

@@ -68,4 +68,16 @@ CARZERO_DEVICE void fill_tables(Shared s, uint32_t bias, uint32_t counts, int ro
   }
 }
 
+// One word for 16 rows: which of them stand for several; by the first `threads` of the block.
+template <int kTiles>
+CARZERO_DEVICE void mark_collapsed(Shared s, uint32_t counts, uint32_t collapsed, int threads = thread_count()) {
+  for (int j = thread_index(); j < kTiles; j += threads) {
+    uint32_t marks = 0;
+    for (int i = 0; i < 16; ++i) {
+      marks |= (s.get<int>(counts + static_cast<uint32_t>(16 * j + i) * 4) > 1 ? 1u : 0u) << i;
+    }
+    s.set(collapsed + static_cast<uint32_t>(j) * 4, marks);
+  }
+}
+
 }  // namespace carzero::cuda

@@ -6,18 +6,6 @@
 
 namespace carzero::cuda {
 
-// One word for 16 rows: which of them stand for several; by the first `threads` of the block.
-template <int kTiles>
-CARZERO_DEVICE void mark_collapsed(Shared s, const ForwardShared& place, int threads = thread_count()) {
-  for (int j = thread_index(); j < kTiles; j += threads) {
-    uint32_t marks = 0;
-    for (int i = 0; i < 16; ++i) {
-      marks |= (s.get<int>(place.counts + static_cast<uint32_t>(16 * j + i) * 4) > 1 ? 1u : 0u) << i;
-    }
-    s.set(place.collapsed + static_cast<uint32_t>(j) * 4, marks);
-  }
-}
-
 // Where a warp's tiles of 16 queries stand: the first of them is `row0`. `head_step` heads were done before, by the same
 // threads, whose sum the maps hold.
 struct WarpRows {

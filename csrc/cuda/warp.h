@@ -52,6 +52,8 @@ CARZERO_DEVICE float exp2_of(float x) {
   return y;
 }
 CARZERO_DEVICE float log2_of(float x) { return log2f(x); }
+CARZERO_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+CARZERO_DEVICE float float_of(uint32_t x) { return __uint_as_float(x); }
 
 // The block's dynamic shared memory.
 struct Shared {
@@ -168,6 +170,16 @@ inline int bit_count(uint32_t x) { return __builtin_popcount(x); }
 inline uint32_t load_word(const void* p) { return *static_cast<const uint32_t*>(p); }
 inline float exp2_of(float x) { return std::exp2(x); }
 inline float log2_of(float x) { return std::log2(x); }
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float float_of(uint32_t x) {
+  float number;
+  std::memcpy(&number, &x, sizeof number);
+  return number;
+}
 template <int kLeft>
 void copy_wait() {
   emulation::copy_wait(kLeft);

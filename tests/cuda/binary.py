@@ -3,8 +3,9 @@
     python tests/cuda/binary.py            # print the tables of docs/cuda.md
     python tests/cuda/binary.py --write    # after a build: replace tests/cuda/binary_table.json
 
-Registers come from ``cuobjdump -res-usage``; spills are local-memory instructions, and tensor-core products are matrix
-instructions, counted in ``cuobjdump -sass``. Shared memory is what plan.h asks for, at CARZero's shapes.
+Registers come from ``cuobjdump -res-usage``; spills are local-memory instructions, tensor-core products are matrix
+instructions and waits those for wgmma, counted in ``cuobjdump -sass``. Shared memory is what plan.h asks for, at
+CARZero's shapes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from carzero.ops import cuda
 
 TABLE = Path(__file__).with_name("binary_table.json")
 LIBRARY = Path(cuda.__file__).resolve().parents[1] / "libcarzero_cuda.so"
-_KERNEL = re.compile(r"(forward|query|key|wgmma)_kernelINS0_\d(Bf16|F16)E((?:L[ib]\d+E)+)")
+_KERNEL = re.compile(r"(forward|query|key|wgmma|wgmma_backward)_kernelINS0_\d(Bf16|F16)E((?:L[ib]\d+E)+)")
 
 
 def tool(name: str) -> str:
@@ -59,7 +60,7 @@ def run(*arguments: str) -> str:
 
 
 def read(library: Path = LIBRARY) -> dict[str, dict[str, dict[str, int]]]:
-    """``{architecture: {kernel: {registers, spills, products}}}``."""
+    """``{architecture: {kernel: {registers, spills, products, waits}}}``."""
     found: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
     arch, name = "", None
     for line in run(tool("cuobjdump"), "-res-usage", str(library)).splitlines():
@@ -68,7 +69,7 @@ def read(library: Path = LIBRARY) -> dict[str, dict[str, dict[str, int]]]:
         elif "Function" in line:
             name = kernel(line)
         elif name and (match := re.search(r"REG:(\d+) STACK:(\d+)", line)):
-            found[arch][name] = {"registers": int(match[1]), "spills": 0, "products": 0}
+            found[arch][name] = {"registers": int(match[1]), "spills": 0, "products": 0, "waits": 0}
             name = None
     for line in run(tool("cuobjdump"), "-sass", str(library)).splitlines():
         if match := re.search(r"arch = (sm_\w+)", line):
@@ -79,6 +80,8 @@ def read(library: Path = LIBRARY) -> dict[str, dict[str, dict[str, int]]]:
             found[arch][name]["spills"] += 1
         elif name and re.search(r"\b(HMMA|HGMMA|UTCHMMA)\b", line):
             found[arch][name]["products"] += 1
+        elif name and "WARPGROUP.DEPBAR" in line:
+            found[arch][name]["waits"] += 1
     return dict(found)
 
 
@@ -95,7 +98,9 @@ def shared() -> dict[str, int]:
             _, backward = emulated.backward(
                 library, out, q, k, v, out, lse, 1, torch.zeros(1, p, 2, 192), device=device
             )
-            for name, facts in zip(("forward", "query", "key"), (forward, *backward), strict=True):
+            # one kernel may make all gradients
+            names = ("forward", *("query", "key")[-len(backward) :])
+            for name, facts in zip(names, (forward, *backward), strict=True):
                 found[f"{name}, P={p}, {device_name}"] = facts.shared
     return found
 
@@ -122,7 +127,8 @@ def tables(table: dict[str, Any]) -> str:
     lines.append("|---|---|---|---|---|")
     for row in dict.fromkeys(name.split(", ", 1)[1] for name in table["shared"]):
         p, device = row.removeprefix("P=").split(", ")
-        figures = [f"{table['shared'][f'{name}, {row}']:,}" for name in ("forward", "query", "key")]
+        found = [table["shared"].get(f"{name}, {row}") for name in ("forward", "query", "key")]
+        figures = ["" if figure is None else f"{figure:,}" for figure in found]
         lines.append(f"| {p} | {device} | {' | '.join(figures)} |")
     return "\n".join(lines)
 

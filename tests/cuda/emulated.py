@@ -83,11 +83,7 @@ def load() -> ctypes.CDLL:
     if not found:
         pytest.skip(f"cuda: no emulation of the kernels at {pattern}; it is built with the native extension")
     library = ctypes.CDLL(str(found[-1]))
-    for name, call in (
-        ("forward", ForwardCall),
-        ("backward_queries", BackwardCall),
-        ("backward_keys", BackwardCall),
-    ):
+    for name, call in (("forward", ForwardCall), ("backward", BackwardCall)):
         function = getattr(library, f"carzero_emulated_{name}")
         function.restype, function.argtypes = c_char_p, [POINTER(call), POINTER(Run)]
     library.carzero_chunk_offset.restype = c_uint32
@@ -196,8 +192,8 @@ def backward(
     device: Device = SM80,
     reverse: bool = False,
     eager: bool = False,
-) -> tuple[Tensor, tuple[Run, Run]]:
-    """Gradient of q ``[m, Q, D]``; adds those of k and v to ``d_kv [m, P, 2, D]``."""
+) -> tuple[Tensor, list[Run]]:
+    """Gradient of q ``[m, Q, D]``; adds those of k and v to ``d_kv [m, P, 2, D]``. Facts of one or two kernels."""
     (m, rows, _), (_, n, d) = k.shape, q.shape
     width = d // heads
     delta = torch.full((m, heads, n), torch.nan)
@@ -212,13 +208,10 @@ def backward(
     )  # fmt: skip
     if drop is not None:
         call.dropout = drop.pointers()
-    runs = []
-    for kernel in (library.carzero_emulated_backward_queries, library.carzero_emulated_backward_keys):
-        run = Run(*device[:2], q.dtype == torch.float16, reverse, eager)
-        wrong = kernel(byref(call), byref(run))
-        assert wrong is None, wrong.decode()
-        runs.append(run)
-    return d_q, (runs[0], runs[1])
+    runs = (Run * 2)(*(Run(*device[:2], q.dtype == torch.float16, reverse, eager, False, device.wgmma) for _ in "qk"))
+    wrong = library.carzero_emulated_backward(byref(call), runs)
+    assert wrong is None, wrong.decode()
+    return d_q, [run for run in runs if run.threads]
 
 
 def by_heads(x: Tensor, heads: int) -> Tensor:

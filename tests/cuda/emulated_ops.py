@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref
+from dataclasses import dataclass
 
 import torch
-from emulated import SM80, BackwardCall, Dropout, ForwardCall, Run
+from emulated import SM80, BackwardCall, Device, Dropout, ForwardCall, Run
 from torch import Tensor
 
 from carzero.ops import cuda
@@ -21,25 +22,40 @@ SCHEMAS = (
     "attention_absorbed(Tensor x, Tensor keys, Tensor values, Tensor? key_bias, int heads, float scale, "
     f"Tensor? count, Tensor(a!) out, {_DROPOUT}",
     "attention_backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp, int heads, "
-    "float scale, Tensor? count, Tensor(a!) delta, Tensor(b!) d_q, Tensor(c!) d_k, Tensor(d!) d_v, " + _DROPOUT,
+    f"float scale, Tensor? count, Tensor(a!) delta, Tensor(b!) d_q, Tensor(c!) d_k, Tensor(d!) d_v, {_MASKS}, "
+    "bool wgmma=True) -> ()",
 )
 
 
-def register(emulation: ctypes.CDLL) -> tuple[list[torch.library.Library], dict[str, int]]:
-    """CPU kernels of the three ops until the libraries are dropped, and how often each was called."""
+@dataclass
+class Registered:
+    """CPU kernels of the three ops until the libraries are dropped, the device that they run as, how often each was
+    called, and how often a kernel of wgmma ran."""
+
+    libraries: list[torch.library.Library]
+    calls: dict[str, int]
+    device: Device = SM80
+
+
+def register(emulation: ctypes.CDLL) -> Registered:
     libraries = []
     if cuda.library()[0] is None:
         define = torch.library.Library("carzero_cuda", "DEF")
         for schema in SCHEMAS:
             define.define(schema)
         libraries.append(define)
-    calls = dict.fromkeys(("attention_forward", "attention_absorbed", "attention_backward"), 0)
+    calls = dict.fromkeys(("attention_forward", "attention_absorbed", "attention_backward", "wgmma"), 0)
     implement = torch.library.Library("carzero_cuda", "IMPL", "CPU")
+    registered = Registered([*libraries, implement], calls)
 
     def run(kernel: str, call: ForwardCall | BackwardCall, q: Tensor, absorbed: bool = False) -> None:
-        facts = Run(*SM80[:2], q.dtype == torch.float16, False, False, absorbed)
-        wrong = getattr(emulation, f"carzero_emulated_{kernel}")(byref(call), byref(facts))
+        device = registered.device
+        facts = (Run * 2)(
+            *(Run(*device[:2], q.dtype == torch.float16, False, False, absorbed, device.wgmma) for _ in range(2))
+        )
+        wrong = getattr(emulation, f"carzero_emulated_{kernel}")(byref(call), facts)
         assert wrong is None, wrong.decode()
+        calls["wgmma"] += sum(bool(fact.wgmma) for fact in facts if fact.threads)
 
     def dropout(seed, memory_index, query_index, threshold, layer, direction, queries) -> Dropout:
         if not threshold:
@@ -83,7 +99,7 @@ def register(emulation: ctypes.CDLL) -> tuple[list[torch.library.Library], dict[
         call.dropout = dropout(*drop, x.shape[1])
         run("forward", call, x, absorbed=True)
 
-    def backward(d_out, q, k, v, out, logsumexp, heads, scale, count, delta, d_q, d_k, d_v, *drop) -> None:
+    def backward(d_out, q, k, v, out, logsumexp, heads, scale, count, delta, d_q, d_k, d_v, *drop, wgmma=True) -> None:
         calls["attention_backward"] += 1
         sizes = fill(q, k, heads, k.shape[1], q.shape[2] // heads, scale, count)
         assert d_out.stride() == out.stride()
@@ -96,8 +112,7 @@ def register(emulation: ctypes.CDLL) -> tuple[list[torch.library.Library], dict[
             d_k.stride(0), d_k.stride(1), pointer(count), *sizes,
         )  # fmt: skip
         call.dropout = dropout(*drop, q.shape[1])
-        run("backward_queries", call, q)
-        run("backward_keys", call, q)
+        run("backward", call, q)
 
     for name, function in (
         ("attention_forward", forward),
@@ -105,7 +120,7 @@ def register(emulation: ctypes.CDLL) -> tuple[list[torch.library.Library], dict[
         ("attention_backward", backward),
     ):
         implement.impl(name, function)
-    return [*libraries, implement], calls
+    return registered
 
 
 def pointer(x: Tensor | None) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import counts, inputs
-from emulated import SM80, SM90, Device, Drop, backward, forward, relative, truth
+from emulated import SM80, SM90, SM90_MMA, Device, Drop, Run, backward, forward, relative, truth
 from torch import Tensor
 
 #: m, Q, P, H, K, device, counts, q shared: every variant, one and several blocks of keys, one and several groups of
@@ -13,7 +13,7 @@ from torch import Tensor
 SHAPES = [
     (2, 7, 9, 2, 192, SM80, False, False),
     (3, 70, 20, 1, 192, SM80, True, False),
-    (1, 33, 98, 1, 192, SM90, False, False),
+    (1, 33, 98, 1, 192, SM90_MMA, False, False),
     (1, 20, 197, 1, 192, SM80, False, False),
     (1, 18, 256, 1, 192, SM80, False, True),
     (1, 5, 256, 1, 256, SM80, False, False),
@@ -27,8 +27,8 @@ SHAPES = [
 
 def run_both(
     library, shape: tuple, dtype: torch.dtype, dropout: bool, **order
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Our gradients and the true ones by name, and what was added to d_kv before."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, list[Run]]:
+    """Our gradients and the true ones by name, what was added to d_kv before, and the kernels' facts."""
     m, n, p, heads, width, device, counted, shared = shape
     q, k, v = inputs(m, n, p, heads, width, dtype, shared=shared)
     count = counts(m, p) if counted else None
@@ -45,14 +45,14 @@ def run_both(
     leaves = [x.nan_to_num(0.0).double().requires_grad_() for x in (q, k, v)]
     exact = torch.autograd.grad(truth(*leaves, heads, count, drop)[0], leaves, d_out.double())
     ours = {"q": d_q.sum(0, keepdim=True) if shared else d_q, "k": d_kv[:, :, 0], "v": d_kv[:, :, 1]}
-    return ours, dict(zip("qkv", exact, strict=True)), before
+    return ours, dict(zip("qkv", exact, strict=True)), before, runs
 
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["", "dropout"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"m{s[0]}-Q{s[1]}-P{s[2]}-H{s[3]}-K{s[4]}-{s[6]}")
 def test_equals_float64(library, shape: tuple, dtype: torch.dtype, dropout: bool) -> None:
-    ours, exact, before = run_both(library, shape, dtype, dropout)
+    ours, exact, before, _ = run_both(library, shape, dtype, dropout)
     # weights, their gradients and the output are rounded to 8 or 11 bits: a few half-ulps, whose signs differ
     most = 6e-3 if dtype == torch.bfloat16 else 8e-4
     assert relative(ours["v"] - before[:, :, 1], exact["v"]) < most
@@ -68,7 +68,7 @@ def test_equals_float64(library, shape: tuple, dtype: torch.dtype, dropout: bool
 
 def test_absent_rows_get_no_gradient(library) -> None:
     shape = (3, 17, 20, 2, 64, SM80, True, False)
-    ours, _, before = run_both(library, shape, torch.float16, True)
+    ours, _, before, _ = run_both(library, shape, torch.float16, True)
     absent = counts(3, 20) == 0
     for i, name in enumerate("kv"):
         assert torch.equal(ours[name][absent], before[:, :, i][absent])
@@ -80,6 +80,6 @@ def test_absent_rows_get_no_gradient(library) -> None:
 def test_no_order_of_warps_and_copies_changes_a_bit(library, reverse: bool, eager: bool) -> None:
     """Several stages of queries, several groups that add up, keys in several chunks."""
     for shape in ((1, 150, 20, 1, 64, SM80, True, False), (1, 40, 96, 1, 128, Device(46000, 1), False, False)):
-        first, _, _ = run_both(library, shape, torch.float16, True)
-        again, _, _ = run_both(library, shape, torch.float16, True, reverse=reverse, eager=eager)
+        first, *_ = run_both(library, shape, torch.float16, True)
+        again, *_ = run_both(library, shape, torch.float16, True, reverse=reverse, eager=eager)
         assert all(torch.equal(first[name], again[name]) for name in "qkv")

@@ -36,7 +36,7 @@ def limits(wgmma: bool) -> Device:
     ("n", "p", "width", "wgmma"),
     [
         (33, 9, 192, True), (70, 20, 64, True), (65, 98, 192, True), (65, 98, 192, False), (330, 197, 192, True),
-        (40, 197, 192, False), (40, 50, 144, True), (18, 256, 256, True),
+        (40, 197, 192, False), (40, 50, 144, True), (130, 104, 160, True), (130, 105, 176, True), (18, 256, 256, True),
     ],
 )  # fmt: skip
 def test_kernels_equal_their_emulation(
@@ -64,7 +64,7 @@ def test_kernels_equal_their_emulation(
     assert relative(ours.cpu(), out.double()) < 1e-3
     our_dq, our_dk, our_dv = (torch.zeros(x.shape, device="cuda") for x in (q, k, v))
     torch.ops.carzero_cuda.attention_backward(
-        there[3], *there[:3], there[4], there[5], *shape, delta, our_dq, our_dk, our_dv, *arguments
+        there[3], *there[:3], there[4], there[5], *shape, delta, our_dq, our_dk, our_dv, *arguments, wgmma
     )
     for a, b in ((our_dq, d_q), (our_dk, d_kv[:, :, 0]), (our_dv, d_kv[:, :, 1])):
         assert relative(a.cpu(), b.double()) < 1e-3

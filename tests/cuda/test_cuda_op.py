@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import emulated_ops
 import pytest
 import torch
+from emulated import SM90
 from op_cases import steady
 from tolerances import FACTOR, FLOOR
 from torch import Tensor
@@ -22,10 +23,15 @@ DTYPES = [torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(scope="module")
-def calls(library) -> Iterator[dict[str, int]]:
-    libraries, counted = emulated_ops.register(library)
-    yield counted
-    del libraries
+def registered(library) -> Iterator[emulated_ops.Registered]:
+    found = emulated_ops.register(library)
+    yield found
+    found.libraries.clear()
+
+
+@pytest.fixture
+def calls(registered: emulated_ops.Registered) -> dict[str, int]:
+    return registered.calls
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +40,13 @@ def _sixteen_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "gemm_dtype", lambda dtype, _: (dtype, "forced"))
 
 
-def case(dtype: torch.dtype, m: int, n: int, p: int, **options) -> tuple[Tensor, Tensor, Params, Options]:
+def case(
+    dtype: torch.dtype, m: int, n: int, p: int, spec: DecoderSpec = SPEC, **options
+) -> tuple[Tensor, Tensor, Params, Options]:
     generator = torch.Generator().manual_seed(0)
-    memory = torch.randn(m, p, SPEC.width, generator=generator).to(dtype)
-    queries = torch.randn(n, SPEC.width, generator=generator).to(dtype)
-    weights = steady(DecoderWeights.random(SPEC, std=0.2))
+    memory = torch.randn(m, p, spec.width, generator=generator).to(dtype)
+    queries = torch.randn(n, spec.width, generator=generator).to(dtype)
+    weights = steady(DecoderWeights.random(spec, std=0.2))
     return memory, queries, Params.of(weights), Options(**options)
 
 
@@ -86,6 +94,29 @@ def test_logits_and_every_gradient(calls: dict[str, int], dtype: torch.dtype, op
     assert calls["attention_backward"] > before["attention_backward"]
     factor, floor = FACTOR["gradient"].value, FLOOR[dtype, "gradient"].value
     for a, b, t in zip(backward, plain, truth_grads, strict=True):
+        if t is not None:
+            assert error(a, t) <= factor * error(b, t) + floor
+
+
+@pytest.mark.parametrize("p", [40, 105])
+def test_hopper_s_kernels(
+    calls: dict[str, int], registered: emulated_ops.Registered, monkeypatch: pytest.MonkeyPatch, p: int
+) -> None:
+    """Wide heads, on which the kernels of wgmma run: all keys in one block, and shared by two."""
+    spec = DecoderSpec(width=144, layers=1, heads=1, ffn=32, head_hidden=(16,))
+    count = torch.ones(2, p, dtype=torch.int32)
+    count[0, 7], count[1, p - 3 :] = 5, 0
+    inputs = case(torch.float16, 2, 33, p, spec, row_count=count, dropout_p=0.2, seed=torch.tensor([5]))
+    grad = torch.randn(2 * 33, generator=torch.Generator().manual_seed(1))
+    _, truth = exact(*inputs, grad)
+    plain = tiled_backward.pair_backward(grad, *inputs)
+    monkeypatch.setattr(registered, "device", SM90)
+    before = dict(calls)
+    ours = tiled_backward.pair_backward(grad, *inputs, core=CudaCore())
+    attended = calls["attention_forward"] - before["attention_forward"]
+    assert calls["wgmma"] - before["wgmma"] == attended + spec.layers
+    factor, floor = FACTOR["gradient"].value, FLOOR[torch.float16, "gradient"].value
+    for a, b, t in zip(ours, plain, truth, strict=True):
         if t is not None:
             assert error(a, t) <= factor * error(b, t) + floor
 
