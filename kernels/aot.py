@@ -2,7 +2,7 @@
 
 A module of this package takes part by a function ``aot_cases()`` that yields `Case`: its kernels as its tables run
 them. What is checked, for each: it compiles; its shared memory fits the device; nothing spills; 16-bit products run on
-the tensor cores (HMMA on sm_80, HGMMA on sm_90, UTCHMMA on sm_100).
+the tensor cores (HMMA on sm_80, HGMMA on sm_90, UTCHMMA on sm_100), those of float32 alone do not.
 
 Usage, without TRITON_INTERPRET, with or without a GPU::
 
@@ -129,6 +129,8 @@ def faults(case: Case, figures: Figures) -> list[str]:
         found.append(f"{where}: {figures.shared} bytes of shared memory, {SHARED[case.target]} are there")
     if case.tensor_cores and not figures.tensor_cores:
         found.append(f"{where}: no {TENSOR_CORE[case.target]} instruction for 16-bit products")
+    if figures.tensor_cores and not any(f"*{name}" in case.signature.values() for name in ("bf16", "fp16")):
+        found.append(f"{where}: {TENSOR_CORE[case.target]} instructions, which round float32 to TF32")
     return found
 
 

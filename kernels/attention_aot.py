@@ -76,7 +76,7 @@ def _case(
 ) -> Case:  # fmt: skip
     ahead = flags.get("DROPOUT", False) and draws_ahead(target, flags["COUNT"])
     constants = {
-        "HEADS": _HEADS, "WIDTH": width, "WIDTHS": widths(width, dtype.itemsize), "Q_ROW": _HEADS * width,
+        "HEADS": _HEADS, "WIDTH": width, "WIDTHS": widths(width, dtype.itemsize, target), "Q_ROW": _HEADS * width,
         "KV_ROW": 2 * _LAYERS * _HEADS * width, "D_KV_ROW": 2 * _LAYERS * _HEADS * width, "QUERIES": tiles.queries,
         "ROWS": tiles.rows, "PRECISION": precision(dtype), "AHEAD": ahead, **flags,
     }  # fmt: skip

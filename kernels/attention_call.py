@@ -131,7 +131,8 @@ class Call:
     def constants(self, tiles: Tiles) -> dict[str, Any]:
         """What a kernel is compiled for."""
         return {
-            "HEADS": self.heads, "WIDTH": self.width, "WIDTHS": widths(self.width, self.q.element_size()),
+            "HEADS": self.heads, "WIDTH": self.width,
+            "WIDTHS": widths(self.width, self.q.element_size(), self.target),
             "Q_ROW": self.q.stride(1), "KV_ROW": self.k.stride(1), "QUERIES": tiles.queries, "ROWS": tiles.rows,
             "COUNT": self.count is not None, "PRECISION": precision(self.q.dtype),
         }  # fmt: skip

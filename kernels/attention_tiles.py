@@ -16,15 +16,17 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-def widths(head_width: int, itemsize: int = 2) -> tuple[int, ...]:
+def widths(head_width: int, itemsize: int = 2, target: int = 0) -> tuple[int, ...]:
     """Powers of two, 16 at least, that cover a head's width: (128, 64) for 192, (64, 64, 64) for float32.
 
     All but the last are equal; the last may reach over the head's end, and its columns there are read as zeros.
-    Products of float32 hold their operands in registers, and more than 64 columns of them spilled.
+    Products of float32 hold their operands in registers, and more than 64 columns of them spilled. On sm_100 they get
+    32: Triton puts products of 64 rows on the tensor cores there, which round float32 to TF32, whatever precision they
+    are asked for.
     """
     first = 1 << (head_width.bit_length() - 1)
     if itemsize == 4:
-        first = min(first, 64)
+        first = min(first, 32 if target == 100 else 64)
     whole, rest = divmod(head_width, first)
     return (first,) * whole + ((max(16, triton.next_power_of_2(rest)),) if rest else ())
 

@@ -60,7 +60,7 @@ def test_cases_are_named_once_and_every_module_takes_part() -> None:
 
 @pytest.mark.parametrize("target", sorted(SHARED))
 def test_a_fault_names_kernel_target_and_figure(target: int) -> None:
-    case = Case("forward_whole: bf16, P=197", None, {}, {}, {}, target)
+    case = Case("forward_whole: bf16, P=197", None, {"q": "*bf16"}, {}, {}, target)
     assert faults(case, Figures(255, 0, SHARED[target], 44)) == []
     found = faults(case, Figures(255, 12, SHARED[target] + 1, 0))
     where = f"forward_whole: bf16, P=197, sm_{target}: "
@@ -70,6 +70,11 @@ def test_a_fault_names_kernel_target_and_figure(target: int) -> None:
         f"{where}no {TENSOR_CORE[target]} instruction for 16-bit products",
     ]
     assert faults(case._replace(tensor_cores=False), Figures(255, 0, 0, 0)) == []
+    wide = case._replace(signature={"q": "*fp32"}, tensor_cores=False)
+    assert faults(wide, Figures(255, 0, 0, 3)) == [
+        f"{where}{TENSOR_CORE[target]} instructions, which round float32 to TF32"
+    ]
+    assert faults(wide, Figures(255, 0, 0, 0)) == []
 
 
 def test_a_tile_that_is_too_large_is_found() -> None:
