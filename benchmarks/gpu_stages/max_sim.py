@@ -17,8 +17,10 @@ from .timing import peak_bytes, take_turns
 
 #: (M, P, Q, T, D): FILIP's two directions.
 SHAPES = ((256, 197, 256, 24, 768), (256, 24, 256, 197, 768))
-#: Largest relative L2 error of result and gradients against the float64 equation; what is wrong is off by more.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2}
+#: Largest relative L2 errors of the result and of the gradients against the float64 equation. Rounding gives some
+#: tokens another best row and so another gradient: torch in bfloat16 is off by 0.11 at these sizes, a wrong kernel by
+#: about 1.
+TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1e-2, 0.25)}
 
 
 def run(suite: Suite) -> None:
@@ -40,7 +42,7 @@ def run(suite: Suite) -> None:
 
 def compare(suite: Suite, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
     """All contenders in turns, once the kernels agree with the float64 equation; times faster than tiles of torch."""
-    error = check(suite, shape, dtype)
+    errors = check(suite, shape, dtype)
     v, w = leaves(suite, shape, dtype)
     contenders: dict[str, Callable[[], Tensor]] = {
         "triton": lambda: max_sim(v, w, backend="triton"),
@@ -71,11 +73,11 @@ def compare(suite: Suite, shape: tuple[int, ...], dtype: torch.dtype) -> dict[st
             "times_faster": times[f"torch, {direction}"]["seconds"] / time["seconds"],
             "peak_bytes": peak_bytes(runs[name], suite.device),
         }
-    return {"shape": f"M={m} P={p} Q={q} T={t} D={d}", "relative_error": error, "contenders": found}
+    return {"shape": f"M={m} P={p} Q={q} T={t} D={d}", "relative_errors": errors, "contenders": found}
 
 
-def check(suite: Suite, shape: tuple[int, ...], dtype: torch.dtype) -> float:
-    """The largest relative L2 error of the kernels at 8 memories and queries of this shape; refuses one too large."""
+def check(suite: Suite, shape: tuple[int, ...], dtype: torch.dtype) -> list[float]:
+    """Relative L2 errors of result and gradients at 8 memories and queries of this shape; refuses one too large."""
     m, p, q, t, d = shape
     small = leaves(suite, (min(m, 8), p, min(q, 8), t, d), dtype)
     exact = [x.detach().double().requires_grad_() for x in small]
@@ -83,10 +85,12 @@ def check(suite: Suite, shape: tuple[int, ...], dtype: torch.dtype) -> float:
     cotangent = torch.randn_like(truth)
     pairs = [(out, truth)]
     pairs += zip(torch.autograd.grad(out, small, cotangent.to(dtype)), torch.autograd.grad(truth, exact, cotangent))
-    error = max(float(((a.double() - b).norm() / b.norm()).detach()) for a, b in pairs)
-    if not error <= TOLERANCE[dtype]:
-        raise ArithmeticError(f"the kernels are off by {error:.1e}, {TOLERANCE[dtype]:.0e} is allowed")
-    return error
+    errors = [float(((a.double() - b).norm() / b.norm()).detach()) for a, b in pairs]
+    for_result, for_gradients = TOLERANCE[dtype]
+    # a NaN compares false
+    if not (errors[0] <= for_result and max(errors[1:]) <= for_gradients):
+        raise ArithmeticError(f"the kernels are off by {errors}, allowed are {for_result} and {for_gradients}")
+    return errors
 
 
 def leaves(suite: Suite, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:

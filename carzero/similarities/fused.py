@@ -101,16 +101,17 @@ def backward(grad: Tensor, call: Call) -> list[Tensor]:
     memories, queries = call.tiles()
     for m in memories:
         rows, count = call.rows(m)
-        d_rows = torch.zeros_like(rows, dtype=torch.float32)
+        d_rows: Tensor | None = None
         for q in queries:
             tokens = call.tokens(q)
             _, index = max_sim(rows, tokens, count, index=True)
             assert index is not None
             g = (grad[m, q].unsqueeze(2) * call.shares(q)).flatten(1)
             d_v, d_w = max_sim_backward(rows, tokens, g, index)
-            d_rows += d_v
+            d_rows = d_v if d_rows is None else d_rows.add_(d_v)
             d_tokens[q] += d_w.view(d_tokens[q].shape)
-        d_memory[m] = call.pulled(call.memory[m], d_rows)
+        if d_rows is not None:
+            d_memory[m] = call.pulled(call.memory[m], d_rows)
     return [d_memory, call.pulled(call.queries, d_tokens)]
 
 
