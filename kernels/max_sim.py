@@ -67,8 +67,8 @@ class Choice(NamedTuple):
 
 # Not measured on a GPU. 256 rows hold an image's 197 in one pass over its columns, which reads a tile's tokens once: at
 # 128 x 128 the L2 cache is what limits a product. On sm_100 such a tile spilled 316 bytes where it looks for the index,
-# half of it 24 with 8 warps and triton 3.6, and 376 in the gradients of rows; on sm_90 those spilled up to 52 with steps
-# of 64 tokens. Ampere's operands pass through registers, and float32 is not for the tensor cores: smaller tiles.
+# half of it 24 with 8 warps and triton 3.6, and 376 in the gradients of rows; on sm_90 those spilled up to 52 with
+# steps of 64 tokens. Ampere's operands pass through registers, and float32 is not for the tensor cores: smaller tiles.
 _CHOICES = {
     (80, 2): Choice(Tiles(128, 128, 32, 8, 3), Tiles(32, 128, 128, 8, 3), Tiles(32, 0, 128, 4, 1)),
     (90, 2): Choice(Tiles(128, 256, 64, 8, 3), Tiles(32, 256, 128, 8, 3), Tiles(32, 0, 128, 4, 1)),
