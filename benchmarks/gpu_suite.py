@@ -1,8 +1,8 @@
 """Everything that is to be known of a GPU, in stages that each end within nine minutes and merge into one record.
 
     gate      correctness on the device: the quick gate, the op's tests, the kernels' tests, compute-sanitizer
-    kernels   the parts: cuBLAS at our shapes, each GEMM with its epilogue three ways, SDPA at head width 192, what lies
-              between the GEMMs
+    kernels   the parts: cuBLAS at our shapes, each GEMM with its epilogue three ways, SDPA at head width 192, MaxSim,
+              what lies between the GEMMs
     op        forward and forward+backward against the published module, time and peak memory
     step      a training step with ViT-B/16 and BERT-base: the op's share
     zeroshot  192 prompts on 4,096 images against the published loop

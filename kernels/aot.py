@@ -24,18 +24,26 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from .launch import Launch, recording
 
 #: Bytes of shared memory that a program may have: 163 KiB on A100, 227 KiB on H100, H200 and B200.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 #: The tensor cores' instruction for 16-bit operands.
 TENSOR_CORE = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+#: As Triton writes them.
+TYPES = {
+    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -79,6 +87,39 @@ def cases() -> Iterator[Case]:
         found = importlib.import_module(f"{__package__}.{module}")
         if hasattr(found, "aot_cases"):
             yield from found.aot_cases()
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor that holds nothing, for a launcher inside `launches`."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launches(call: Callable[[], object]) -> list[Launch]:
+    """What a launcher starts."""
+    with recording() as launched:
+        call()
+    return launched
+
+
+def case_of(launch: Launch, what: str, target: int, *, tensor_cores: bool, representative: bool) -> Case:
+    """What Triton would compile at the launch: constants, types, and which numbers 16 divides."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    divisible = []
+    for parameter in launch.kernel.params:
+        value, name = launch.arguments[parameter.name], parameter.name
+        fixed = not parameter.do_not_specialize and type(value) is int
+        if parameter.is_constexpr or value is None or (fixed and value == 1):
+            constants[name] = value
+        elif isinstance(value, Tensor):
+            signature[name] = f"*{TYPES[value.dtype]}"
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+            divisible += [name] if fixed and value % 16 == 0 else []
+    return Case(
+        f"{launch.kernel.__name__}: {what}", launch.kernel, signature, constants,
+        {"num_warps": 4, "num_stages": 3, **launch.options}, target, tuple(divisible), tensor_cores, representative,
+    )  # fmt: skip
 
 
 def compile_case(case: Case) -> Figures:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import gemm, outer, rows, table
-from .aot import SHARED, Case
+from .aot import SHARED, TYPES, Case, case_of, empty, launches
 from .epilogue import State
-from .launch import Launch, recording
 from .philox import Dropout
 
-_TYPES = {
-    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64",
-}  # fmt: skip
 _WIDTH, _EPS = 768, 1e-5
 #: Pairs of a block, and its grid of memories and queries.
 _PAIRS, _GRID = 16384, (64, 256)
@@ -43,17 +37,17 @@ def _row(row: table.Row, target: int, dtype: torch.dtype) -> Iterator[Case]:
     often = dtype == torch.bfloat16 and key in (_OFTEN_ON_HOPPER if target == 90 else _OFTEN)
     width = table.lookup("branch", row.device, row.bits, _WIDTH, _WIDTH, row.dropout).width
     with table.forced(replace(row.choice(), by="triton")):
-        launched = _launches(lambda: _call(row, dtype, width))
-    what = f"{row.role} {row.k}x{row.n}, {_TYPES[dtype]}, tile {'x'.join(map(str, row.block))}"
+        launched = launches(lambda: _call(row, dtype, width))
+    what = f"{row.role} {row.k}x{row.n}, {TYPES[dtype]}, tile {'x'.join(map(str, row.block))}"
     what += (", halves" if row.halves else "") + (", dropout" if row.dropout else "")
     for launch in launched:
-        yield _case(launch, what, target, tensor_cores=True, representative=often)
+        yield case_of(launch, what, target, tensor_cores=True, representative=often)
 
 
 def _call(row: table.Row, dtype: torch.dtype, width: int) -> None:
     """The launcher of a row, on tensors that hold nothing."""
     k, n, dropout = row.k, row.n, _dropout() if row.dropout else None
-    bias, a, weight = _empty(n), _empty(_PAIRS, k, dtype=dtype), _empty(n, k, dtype=dtype)
+    bias, a, weight = empty(n), empty(_PAIRS, k, dtype=dtype), empty(n, k, dtype=dtype)
     if row.role == "norm":
         gemm.normed(_state(k, dtype, width), weight, bias, bias, eps=_EPS, relu=n != k, dropout=dropout)
     elif row.role == "affine":
@@ -61,68 +55,37 @@ def _call(row: table.Row, dtype: torch.dtype, width: int) -> None:
     elif row.role == "branch":
         gemm.add_branch(_state(n, dtype, width), a, weight, bias, eps=_EPS, emit=True, dropout=dropout)
     elif row.role == "outer":
-        outer.add_outer(_empty(k, n), _empty(k), a, _empty(_PAIRS, n, dtype=dtype))
+        outer.add_outer(empty(k, n), empty(k), a, empty(_PAIRS, n, dtype=dtype))
     else:
-        gate = _empty(_PAIRS, n, dtype=dtype) if row.role == "pull_gated" else None
+        gate = empty(_PAIRS, n, dtype=dtype) if row.role == "pull_gated" else None
         gemm.pull(a, weight.T.contiguous(), gate=gate)
 
 
 def _others(target: int, dtype: torch.dtype) -> Iterator[Case]:
     d, dropout = _WIDTH, _dropout()
-    a, weight, vector, t = _empty(_PAIRS, d, dtype=dtype), _empty(d, d, dtype=dtype), _empty(d), _empty(_PAIRS, d)
+    a, weight, vector, t = empty(_PAIRS, d, dtype=dtype), empty(d, d, dtype=dtype), empty(d), empty(_PAIRS, d)
     state = _state(d, dtype, d)
-    sums = _empty(8, 2, d)
+    sums = empty(8, 2, d)
     calls: dict[str, Callable[[], object]] = {
         "branch": lambda: gemm.add_branch(state, a, weight, vector, eps=_EPS, emit=True, dropout=dropout),
         "norm": lambda: gemm.normed(state, weight, vector, vector, eps=_EPS, relu=True, dropout=dropout),
-        "memory": lambda: rows.norm(a, vector, vector, dtype, eps=_EPS, present=_empty(_PAIRS, dtype=torch.int32)),
+        "memory": lambda: rows.norm(a, vector, vector, dtype, eps=_EPS, present=empty(_PAIRS, dtype=torch.int32)),
         "head": lambda: rows.norm_dot(t, vector, vector, weight[0], weight[0, :1], eps=_EPS, dropout=dropout),
         "layer": lambda: rows.norm_backward(a, t, vector, vector, sums, eps=_EPS, dt=t, y=a, g=a, g_dropout=dropout),
     }
     cublas = replace(table.lookup("branch", f"sm_{target}", 32, d, d, True), by="cublas")
     for name, call in calls.items():
         with table.forced(cublas):
-            for launch in _launches(call):
-                yield _case(launch, f"{name}, {_TYPES[dtype]}", target, tensor_cores=False, representative=False)
-
-
-def _launches(call: Callable[[], object]) -> list[Launch]:
-    with recording() as launched:
-        call()
-    return launched
-
-
-def _case(launch: Launch, what: str, target: int, *, tensor_cores: bool, representative: bool) -> Case:
-    """What Triton would compile at the launch: constants, types, and which numbers 16 divides."""
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    divisible = []
-    for parameter in launch.kernel.params:
-        value, name = launch.arguments[parameter.name], parameter.name
-        fixed = not parameter.do_not_specialize and type(value) is int
-        if parameter.is_constexpr or value is None or (fixed and value == 1):
-            constants[name] = value
-        elif isinstance(value, Tensor):
-            signature[name] = f"*{_TYPES[value.dtype]}"
-        else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-            divisible += [name] if fixed and value % 16 == 0 else []
-    return Case(
-        f"{launch.kernel.__name__}: {what}", launch.kernel, signature, constants,
-        {"num_warps": 4, "num_stages": 3, **launch.options}, target, tuple(divisible), tensor_cores, representative,
-    )  # fmt: skip
-
-
-def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+            for launch in launches(call):
+                yield case_of(launch, f"{name}, {TYPES[dtype]}", target, tensor_cores=False, representative=False)
 
 
 def _state(d: int, dtype: torch.dtype, width: int) -> State:
-    partial = _empty(_PAIRS, -(-d // width), 2)
-    return State(_empty(_PAIRS, d), _empty(_PAIRS, d, dtype=dtype), _empty(_PAIRS), partial, width)
+    partial = empty(_PAIRS, -(-d // width), 2)
+    return State(empty(_PAIRS, d), empty(_PAIRS, d, dtype=dtype), empty(_PAIRS), partial, width)
 
 
 def _dropout() -> Dropout:
     m, q = _GRID
-    index = _empty(m, dtype=torch.int64), _empty(1, q, dtype=torch.int64)
-    return Dropout(_empty(1, dtype=torch.int64), 6554, 65536 / 58982, 3, 1, *index, 98)
+    index = empty(m, dtype=torch.int64), empty(1, q, dtype=torch.int64)
+    return Dropout(empty(1, dtype=torch.int64), 6554, 65536 / 58982, 3, 1, *index, 98)

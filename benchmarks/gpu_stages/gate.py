@@ -28,6 +28,7 @@ def run(suite: Suite) -> None:
     suite.row("op test matrix", lambda: _pytest(suite, matrix), seconds=200)
     if not suite.dry:
         suite.row("kernel tests", lambda: _pytest(suite, ["tests/kernels"]), seconds=100)
+        suite.row("MaxSim tests", lambda: _pytest(suite, ["tests/similarities/test_fused_max_sim.py"]), seconds=60)
         suite.row("CUDA core tests", lambda: _pytest(suite, ["tests/cuda/test_cuda_device.py"]), seconds=60)
     for tool in ("memcheck", "racecheck"):
         suite.row(f"compute-sanitizer {tool}", lambda tool=tool: _sanitizer(suite, tool), seconds=120)

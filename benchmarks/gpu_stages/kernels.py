@@ -1,4 +1,4 @@
-"""The op's parts, one at a time: the ceilings (cuBLAS, bandwidth), fused GEMMs, attention, masks, norms."""
+"""The op's parts, one at a time: the ceilings (cuBLAS, bandwidth), fused GEMMs, attention, MaxSim, masks, norms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from carzero.ops.rng import Site, kept
 
-from . import cuda_core, fused_gemm
+from . import cuda_core, fused_gemm, max_sim
 from .suite import Suite
 from .timing import take_turns
 
@@ -45,6 +45,7 @@ def run(suite: Suite) -> None:
                     ),
                 )
     cuda_core.run(suite)
+    max_sim.run(suite)
     pairs = 128 if suite.dry else 65536
     suite.row(f"between the GEMMs, {pairs} pairs, in plain torch", lambda: between(suite, pairs, dtype))
 

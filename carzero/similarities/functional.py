@@ -46,7 +46,7 @@ def word_region(
         over_words: as the public code (after AttnGAN) normalises scores over words before regions; the paper's equation
             is False.
         mean: log of the mean over words in place of the sum; the public code's agg.
-        backend: ``"auto"``, ``"torch"`` or ``"reference"``.
+        backend: ``"auto"``, ``"torch"`` or ``"reference"``; `max_sim` also has ``"triton"``.
         tile_scores: M P Q T numbers in flight; default by device. Bounds the workspace only.
 
     Returns:
@@ -54,7 +54,7 @@ def word_region(
 
     Raises:
         ValueError, TypeError: an argument breaks a rule above.
-        RuntimeError: the backend that was asked for is the decoder's alone.
+        RuntimeError: the backend that was asked for cannot run this call.
 
     Source: Huang et al., "GLoRIA" (ICCV 2021) section 3.2; public file ``gloria/loss/gloria_loss.py``.
     """
@@ -83,12 +83,15 @@ def max_sim(
     FILIP's other direction is the same function with the two sides exchanged.
 
     Args:
-        memory, queries, row_count, token_count, backend, tile_scores: as in `word_region`.
+        memory, queries, row_count, token_count, tile_scores: as in `word_region`.
+        backend: as in `word_region`, or ``"triton"``: kernels for CUDA devices that write no scores, for float32,
+            bfloat16 and float16. They are not measured yet, so ``"auto"`` does not take them.
         normalise: cosines; False: plain products.
         mean: over the tokens that are there; False: sum.
 
     Returns:
-        ``[M, Q]``, as `word_region`. Rows that tie for the best share its gradient.
+        ``[M, Q]``, as `word_region`. Rows that tie for the best share its gradient; by backend ``"triton"`` the first
+        of them gets it.
 
     Source: Yao et al., "FILIP" (ICLR 2022) equations 4-5; Khattab and Zaharia, "ColBERT" (SIGIR 2020) equation 3.
     """
@@ -192,7 +195,8 @@ def _call(
             )
     if tile_scores is not None and tile_scores < 1:
         raise ValueError(f"{kind}: tile_scores must be a positive number of scores or None, got {tile_scores}.")
-    registration.choose(backend)
+    # whether it can run this call shows on real tensors, inside the op
+    registration.check_backend(backend)
     # an absent row may hold anything
     memory = memory if row_count is None else memory.masked_fill((row_count == 0).unsqueeze(-1), 0.0)
     queries = queries if token_count is None else queries.masked_fill((token_count == 0).unsqueeze(-1), 0.0)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from carzero.ops.backends import BACKENDS, ENVIRONMENT, check_name
+from carzero.ops.backends import BACKENDS, ENVIRONMENT, available, check_name, interpreted
 from carzero.ops.call import autocast_dtype, wide_dtype
 from carzero.ops.prepared import gemm_dtype
 
 from . import blocks, reference
 
 KINDS = ("word_region", "max_sim", "vl_cabs")
+_FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # rows of memories and scores that exist at a time: a block's scores, weights and their gradients stay in a CPU's cache
 _ROWS = {"cpu": 1600}
@@ -29,35 +33,79 @@ _NAMES = tuple(part.split()[-1] for part in _INPUTS.split(", "))
 _library = torch.library.Library("carzero", "FRAGMENT")
 
 
-def choose(backend: str) -> tuple[str, str]:
+def choose(backend: str, *, kind: str, device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
     """The backend of a similarity, and why.
+
+    Args:
+        backend: a name, or ``"auto"``: the environment variable CARZERO_BACKEND, else plain torch.
+        kind: ``"word_region"``, ``"max_sim"``, ``"vl_cabs"`` or ``"cosine"``.
+        dtype: of memory and queries.
 
     Raises:
         ValueError: unknown name.
-        RuntimeError: a backend was asked for, by argument or environment, that the family does not have.
+        RuntimeError: a backend was asked for, by argument or environment, that cannot run this similarity here.
     """
-    check_name("carzero.similarities", "backend", backend, ("auto", *BACKENDS))
+    check_backend(backend)
+    check_name("carzero.similarities", "kind", kind, (*KINDS, "cosine"))
     asked, source = backend, f"backend={backend!r}"
     if backend == "auto":
         asked = os.environ.get(ENVIRONMENT, "").strip() or "auto"
         source = f"{ENVIRONMENT}={asked}"
         check_name("carzero.similarities", f"the environment variable {ENVIRONMENT}", asked, ("auto", *BACKENDS))
+    device = torch.device(device)
     if asked == "auto":
-        return "torch", "torch: tiles of plain torch; a GEMM and a softmax or maximum leave a kernel little to fuse"
+        why = "torch: tiles of plain torch; a GEMM and a softmax or maximum leave a kernel little to fuse"
+        if kind == "max_sim" and device.type == "cuda":
+            able, reason = _fuses(kind, device, dtype)
+            reason = "not yet measured to be faster; ask for it by name" if able else reason
+            why = f"torch: tiles of plain torch; not triton: {reason}"
+        return "torch", why
     if asked in ("torch", "reference"):
         return asked, "asked for" if backend != "auto" else source
+    able, why = _fuses(kind, device, dtype) if asked == "triton" else (False, "runs the decoder alone")
+    if able:
+        return asked, "asked for" if backend != "auto" else source
     raise RuntimeError(
-        f"carzero.similarities: {source} was asked for and runs the decoder alone. Use backend='torch', or 'auto', "
+        f"carzero.similarities: {source} was asked for and cannot run {kind}: {why}. Use backend='torch', or 'auto', "
         "which chooses it."
     )
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError for a name that is none."""
+    check_name("carzero.similarities", "backend", backend, ("auto", *BACKENDS))
+
+
+def _fuses(kind: str, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether the Triton kernels can run a call, and why (not)."""
+    if kind != "max_sim":
+        return False, "its kernels are those of the decoder and of max_sim"
+    able, why = available("triton", device)
+    if able and dtype not in _FUSED_DTYPES:
+        return False, f"supports float32, bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if able and interpreted("triton", device) and dtype == torch.bfloat16:
+        return False, "its interpreter multiplies the bit patterns of bfloat16"
+    return able, why
+
+
+def _fused(a: dict) -> tuple[ModuleType, Any]:
+    """The module that runs MaxSim in Triton, which is imported only where it is wanted, and the call as it takes it."""
+    module = importlib.import_module(f"{__package__}.fused")
+    normalise, mean = map(bool, a["constants"])
+    counts = a["row_count"], a["token_count"]
+    return module, module.Call(a["memory"], a["queries"], *counts, normalise, mean, a["tile_scores"])
 
 
 def _forward(*values) -> Tensor:
     a = dict(zip(_NAMES, values))
     memory, queries = a["memory"], a["queries"]
     with torch.autocast(memory.device.type, enabled=False):
-        if choose(a["backend"])[0] == "reference":
+        backend = _chosen(a)
+        if backend == "reference":
             out = _reference(a, memory, queries, a["temperature"])
+        elif backend == "triton":
+            module, call = _fused(a)
+            out = module.forward(call)
         else:
             out = queries.new_empty(memory.shape[0], queries.shape[0], dtype=wide_dtype(queries.dtype))
             for m, q in _tiles(a):
@@ -72,7 +120,11 @@ def _backward(grad: Tensor, *values) -> list[Tensor]:
     grad = grad.to(wide)
     given = [memory, queries] if temperature is None else [memory, queries, temperature]
     with torch.autocast(memory.device.type, enabled=False):
-        if choose(a["backend"])[0] == "reference":
+        backend = _chosen(a)
+        if backend == "triton":
+            module, call = _fused(a)
+            return module.backward(grad, call)
+        if backend == "reference":
             _, pull, *_ = torch.func.vjp(lambda v, w, *t: _reference(a, v, w, t[0] if t else None), *given)
             return [g.contiguous() for g in pull(grad)]
         totals = [torch.zeros_like(t, dtype=wide, memory_format=torch.contiguous_format) for t in given]
@@ -88,6 +140,11 @@ def _backward(grad: Tensor, *values) -> list[Tensor]:
             for total, g in zip(totals[2:], g_temperature):
                 total += g
     return [total.to(t.dtype) for total, t in zip(totals, given)]
+
+
+def _chosen(a: dict) -> str:
+    queries = a["queries"]
+    return choose(a["backend"], kind=a["kind"], device=queries.device, dtype=queries.dtype)[0]
 
 
 def _tiles(a: dict) -> Iterator[tuple[slice, slice]]:

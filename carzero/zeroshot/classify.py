@@ -231,7 +231,9 @@ class ZeroShotClassifier:
                     other=decoder.other(),
                 )  # fmt: skip
             else:
-                backend = similarities.choose(self.backend)
+                name = self.model.config.similarity
+                kind = "word_region" if name == "gloria" else name
+                backend = similarities.choose(self.backend, kind=kind, device=device, dtype=dtype)
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error)) from None
         return Choices(self._device, self._dtype, backend, workers, choose_graph(device, backend[0]))

@@ -232,11 +232,14 @@ def test_second_derivatives_are_refused_and_backends_are_named(monkeypatch) -> N
     (grad,) = torch.autograd.grad(max_sim(memory, queries).sum(), memory, create_graph=True)
     with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
         torch.autograd.grad(grad.sum(), memory)
-    assert choose("auto")[0] == "torch"
+    call = {"kind": "max_sim", "device": "cpu", "dtype": torch.float64}
+    assert choose("auto", **call)[0] == "torch"
+    with pytest.raises(ValueError, match="kind must be one of word_region, max_sim, vl_cabs, cosine, got 'maxsim'"):
+        choose("auto", **{**call, "kind": "maxsim"})
     monkeypatch.setenv("CARZERO_BACKEND", "reference")
-    assert choose("auto") == ("reference", "CARZERO_BACKEND=reference")
+    assert choose("auto", **call) == ("reference", "CARZERO_BACKEND=reference")
     monkeypatch.setenv("CARZERO_BACKEND", "cpp")
-    with pytest.raises(RuntimeError, match="CARZERO_BACKEND=cpp was asked for and runs the decoder alone"):
+    with pytest.raises(RuntimeError, match="CARZERO_BACKEND=cpp was asked for and cannot run max_sim: runs the decod"):
         max_sim(memory, queries)
 
 
