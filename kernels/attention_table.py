@@ -94,9 +94,9 @@ _WIDE_BACKWARD = {
 # Of dk and dv, 8 warps spilled 16 bytes; wider heads need more than 99 KiB with 32 queries.
 _FLOAT32_BACKWARD = ((ANY, Tiles(32, 16, 4, 1), Tiles(32, 16, 8, 1)),)
 _WIDE_FLOAT32_BACKWARD = ((ANY, Tiles(16, 16, 8, 1), Tiles(32, 16, 8, 1)),)
-# Of dq, 8 warps spilled 12 bytes there.
+# Of dq, 8 warps spilled up to 12 bytes on sm_100, and 8 bytes on sm_80 with wide heads.
 _FLOAT32_BACKWARD_100 = ((ANY, Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1)),)
-_WIDE_FLOAT32_BACKWARD_100 = ((ANY, Tiles(16, 16, 8, 1), Tiles(32, 16, 4, 1)),)
+_WIDE_FLOAT32_BACKWARD_OTHERS = ((ANY, Tiles(16, 16, 8, 1), Tiles(32, 16, 4, 1)),)
 
 
 def target(device: torch.device) -> int:
@@ -133,10 +133,10 @@ def forward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, cou
 def backward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, count: bool) -> Backward:
     """Of the backward, for heads of a width and memories of so many rows."""
     if dtype == torch.float32:
-        both = (_FLOAT32_BACKWARD, _WIDE_FLOAT32_BACKWARD)
-        if target == 100:
-            both = (_FLOAT32_BACKWARD_100, _WIDE_FLOAT32_BACKWARD_100)
-        lines = both[width > _WIDEST]
+        if width > _WIDEST:
+            lines = _WIDE_FLOAT32_BACKWARD_OTHERS if target in (80, 100) else _WIDE_FLOAT32_BACKWARD
+        else:
+            lines = _FLOAT32_BACKWARD_100 if target == 100 else _FLOAT32_BACKWARD
     elif width > _WIDEST:
         lines = _WIDE_BACKWARD.get((target, dtype.itemsize), _SMALL_BACKWARD)
     else:
