@@ -72,8 +72,9 @@ def served(desk, calls):
     assert not folder.exists()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """Closed with its module: while it is open its thread has a running event loop, and nothing else may run one."""
     playwright = pytest.importorskip("playwright.sync_api", reason="browser: the package playwright is not installed")
     if not os.access(CHROMIUM, os.X_OK):
         pytest.skip(f"browser: there is no {CHROMIUM}: apt-get install chromium")

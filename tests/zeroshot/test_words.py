@@ -50,11 +50,13 @@ def test_weights_are_the_decoders_rows(image, memory_rows):
         _, maps = double.decoder(memory, query, return_attention=True, backend="reference")
         rows = maps.mean(0)[0, 0].detach().numpy()
         count = len(found.words)
-        assert np.ptp(rows[first + 1 : first + 1 + count]) > 1e-4, "even rows would be equal to anything"
-        np.testing.assert_allclose(found.weights, rows[first + 1 : first + 1 + count], rtol=0, atol=1e-5)
-        assert found.sentence == pytest.approx(rows[:first].sum(), abs=1e-5)
-        assert found.specials == pytest.approx((rows[first], rows[first + 1 + count]), abs=1e-5)
-        assert found.padding == pytest.approx(rows[first + 2 + count :].sum(), abs=1e-5)
+        # float32 scores of weights that `make_model` has enlarged
+        close = 5e-5
+        assert np.ptp(rows[first + 1 : first + 1 + count]) > 1e-3, "even rows would be equal to anything"
+        np.testing.assert_allclose(found.weights, rows[first + 1 : first + 1 + count], rtol=0, atol=close)
+        assert found.sentence == pytest.approx(rows[:first].sum(), abs=close)
+        assert found.specials == pytest.approx((rows[first], rows[first + 1 + count]), abs=close)
+        assert found.padding == pytest.approx(rows[first + 2 + count :].sum(), abs=close)
         total = found.weights.sum() + found.sentence + sum(found.specials) + found.padding
         assert total == pytest.approx(1, abs=1e-5)
         assert found.relative.mean() == pytest.approx(1, abs=1e-5)
