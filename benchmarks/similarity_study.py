@@ -90,7 +90,9 @@ def real(folder: Path, data: Path) -> Callable[[int], Data]:
         labels = table[held_out]
 
         def evaluate(model: CARZero) -> float:
-            classifier = ZeroShotClassifier(model, PromptSet(asked, prompts), batch_size=64, workers=0)
+            classifier = ZeroShotClassifier(
+                model, PromptSet(asked, prompts), batch_size=64, workers=0, dtype=torch.float32
+            )
             scores = classifier.predict(images)
             return float(np.mean([auroc_interval(labels[f], scores[f], resamples=1).value for f in asked]))
 
