@@ -92,11 +92,9 @@ _WIDE_BACKWARD = {
     (100, 2): ((ANY, Tiles(32, 16, 8, 1), Tiles(64, 32, 8, 2)),),
 }
 # Of dk and dv, 8 warps spilled 16 bytes; wider heads need more than 99 KiB with 32 queries.
-_FLOAT32_BACKWARD = ((ANY, Tiles(32, 16, 4, 1), Tiles(32, 16, 8, 1)),)
-_WIDE_FLOAT32_BACKWARD = ((ANY, Tiles(16, 16, 8, 1), Tiles(32, 16, 8, 1)),)
-# Of dq, 8 warps spilled up to 12 bytes on sm_100, and 8 bytes on sm_80 with wide heads.
-_FLOAT32_BACKWARD_100 = ((ANY, Tiles(32, 16, 4, 1), Tiles(32, 16, 4, 1)),)
-_WIDE_FLOAT32_BACKWARD_OTHERS = ((ANY, Tiles(16, 16, 8, 1), Tiles(32, 16, 4, 1)),)
+_FLOAT32_ROWS, _WIDE_FLOAT32_ROWS = Tiles(32, 16, 4, 1), Tiles(16, 16, 8, 1)
+#: (device, whether heads are wider than `_WIDEST`) where dq in float32 spilled up to 12 bytes with 8 warps.
+_FOUR_WARPS = ((100, False), (100, True), (80, True))
 
 
 def target(device: torch.device) -> int:
@@ -133,11 +131,10 @@ def forward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, cou
 def backward_tiles(target: int, dtype: torch.dtype, width: int, rows: int, *, count: bool) -> Backward:
     """Of the backward, for heads of a width and memories of so many rows."""
     if dtype == torch.float32:
-        if width > _WIDEST:
-            lines = _WIDE_FLOAT32_BACKWARD_OTHERS if target in (80, 100) else _WIDE_FLOAT32_BACKWARD
-        else:
-            lines = _FLOAT32_BACKWARD_100 if target == 100 else _FLOAT32_BACKWARD
-    elif width > _WIDEST:
+        wide = width > _WIDEST
+        queries = Tiles(32, 16, 4 if (target, wide) in _FOUR_WARPS else 8, 1)
+        return Backward(_WIDE_FLOAT32_ROWS if wide else _FLOAT32_ROWS, queries)
+    if width > _WIDEST:
         lines = _WIDE_BACKWARD.get((target, dtype.itemsize), _SMALL_BACKWARD)
     else:
         lines = _BACKWARD.get((target, dtype.itemsize, count), _SMALL_BACKWARD)
